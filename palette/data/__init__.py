@@ -1,0 +1,1 @@
+"""Sources of images, tasks, masks and the order in which samples are seen."""

@@ -1,0 +1,1 @@
+"""Schedules, objective, solvers and the step engine. Knows tensors, no files and no images."""

@@ -1,0 +1,1 @@
+"""Networks: the guided-diffusion U-Net, the SR3 U-Net and their layers."""

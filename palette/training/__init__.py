@@ -1,0 +1,1 @@
+"""Trainer, weight averaging, distributed set-up and logging."""
