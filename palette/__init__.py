@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from palette import _extension
+
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -17,6 +19,8 @@ _HOMES = {
 }
 
 __all__ = ["Pipeline", "__version__", "load"]
+
+_extension.attach_kernels()  # in a checkout; says nothing and does nothing elsewhere
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,21 @@
+// Binds the C++ functions to the schemas that palette/ops defines in Python, in one place.
+//
+// Compiled into two libraries: palette/_ops_cpu.so, and with PALETTE_CUDA into
+// palette/_ops_cuda.so. Only torch's stable ABI is used, so one binary serves every torch from the
+// release named by TORCH_TARGET_VERSION on.
+
+#include <torch/csrc/stable/library.h>
+
+#ifdef PALETTE_CUDA
+
+STABLE_TORCH_LIBRARY_IMPL(palette, CUDA, m) {
+  (void)m;
+}
+
+#else
+
+STABLE_TORCH_LIBRARY_IMPL(palette, CPU, m) {
+  (void)m;
+}
+
+#endif
