@@ -1,0 +1,186 @@
+"""Which implementation of an op runs: what exists here, why the rest does not, and the choice.
+
+A choice made with ``use`` comes before the environment variable PALETTE_BACKEND, which comes before
+the table of defaults below.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+from palette import _extension
+
+_T = TypeVar("_T")
+
+NAMES = ("reference", "cpp", "cuda", "triton", "sdpa")
+
+# Triton reads the variable when a kernel is defined, so it cannot change later either.
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+# Fastest first, per device type; the first one available is the default, and any device type that
+# is not listed gets the reference.
+DEFAULTS: dict[str, dict[str, tuple[str, ...]]] = {
+    # not measured yet
+    "group_norm_silu": {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")},
+    # not measured yet
+    "attention": {"cpu": ("sdpa", "reference"), "cuda": ("sdpa", "reference")},
+    # not measured yet
+    "noise": {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")},
+    # not measured yet
+    "reverse_step": {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")},
+}
+
+
+class _State:
+    """Class attributes, because torch.compile guards them: a ContextVar breaks the graph and a
+    threading.local would be baked in."""
+
+    forced: str | None = None
+
+
+_declared: dict[str, tuple[str, ...]] = {}
+_available: dict[str, tuple[str, ...]] = {}
+_absent: dict[str, dict[str, str]] = {}
+_defaults: dict[str, dict[str, str]] = {}
+
+
+def declare(op: str, implemented: tuple[str, ...]) -> None:
+    """Called by each op's module: the backends that have been written for it."""
+    _declared[op] = implemented
+
+
+def survey() -> None:
+    """Find out which of the declared backends exist here; called once, after the libraries load.
+
+    Raises:
+        ValueError: PALETTE_BACKEND names a backend that no op has here.
+    """
+    for op, implemented in _declared.items():
+        names = [each for each in NAMES if each != "sdpa" or "sdpa" in implemented]
+        reasons = {each: _reason(op, each, implemented) for each in names}
+        _available[op] = tuple(each for each in names if reasons[each] is None)
+        _absent[op] = {each: why for each, why in reasons.items() if why is not None}
+        _defaults[op] = {
+            device: next(each for each in order if each in _available[op])
+            for device, order in DEFAULTS[op].items()
+        }
+    forced = os.environ.get("PALETTE_BACKEND") or None
+    if forced is not None:
+        _require(forced, "PALETTE_BACKEND")
+    _State.forced = forced
+    if torch.cuda.is_available():
+        # Kernels register their ops when imported: before the first call, not inside a trace.
+        for op in _declared:
+            if choose(op, "cuda") == "triton":
+                importlib.import_module(f"palette.kernels.{op}")
+
+
+def ops() -> list[str]:
+    """The names of all ops."""
+    return sorted(_declared)
+
+
+def backends(op: str) -> list[str]:
+    """The backends of ``op`` that exist on this machine.
+
+    Raises:
+        ValueError: there is no such op.
+    """
+    return list(_known(op, _available))
+
+
+def absences(op: str) -> dict[str, str]:
+    """The backends of ``op`` that do not exist on this machine, each with the reason."""
+    return dict(_known(op, _absent))
+
+
+def default(op: str, device_type: str) -> str:
+    """The backend used for ``op`` on "cpu", "cuda", ... where nothing is forced."""
+    return _known(op, _defaults).get(device_type, "reference")
+
+
+def choose(op: str, device_type: str) -> str:
+    """The backend to use now: the forced one where it serves the op and the device."""
+    forced = _State.forced
+    if forced is not None and forced in _available[op] and _serves(forced, device_type):
+        return forced
+    return _defaults[op].get(device_type, "reference")
+
+
+@contextmanager
+def use(backend: str) -> Iterator[None]:
+    """Force ``backend`` inside the block, for the whole process.
+
+    Ops that do not have it here, and tensors on devices that it does not serve, keep their default.
+
+    Raises:
+        ValueError: no op has that backend on this machine.
+    """
+    _require(backend, "backend")
+    if backend == "triton":
+        for op, available in _available.items():
+            if "triton" in available:
+                importlib.import_module(f"palette.kernels.{op}")
+    previous = _State.forced
+    _State.forced = backend
+    try:
+        yield
+    finally:
+        _State.forced = previous
+
+
+def _serves(backend: str, device_type: str) -> bool:
+    if backend == "cpp":
+        return device_type == "cpu"
+    if backend == "cuda":
+        return device_type == "cuda"
+    if backend == "triton":
+        return device_type == "cuda" or (device_type == "cpu" and _INTERPRETED)
+    return True
+
+
+def _known(op: str, table: dict[str, _T]) -> _T:
+    if op not in table:
+        raise ValueError(f"op is '{op}', wanted one of {', '.join(sorted(table))}")
+    return table[op]
+
+
+def _require(backend: str, name: str) -> None:
+    if any(backend in available for available in _available.values()):
+        return
+    if backend not in NAMES:
+        raise ValueError(f"{name} is '{backend}', wanted one of {', '.join(NAMES)}")
+    reasons = sorted({absent[backend] for absent in _absent.values() if backend in absent})
+    raise ValueError(f"{name} is '{backend}', which no op has here: {'; '.join(reasons)}")
+
+
+def _reason(op: str, backend: str, implemented: tuple[str, ...]) -> str | None:
+    """Why ``backend`` of ``op`` is absent here; None where it is present."""
+    if backend not in implemented:
+        return "not written yet"
+    if backend in ("reference", "sdpa"):
+        return None
+    if backend == "triton":
+        return _triton_reason(op)
+    key = {"cpp": "CPU", "cuda": "CUDA"}[backend]
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"palette::{op}", key):
+        return None
+    status = _extension.status()
+    return str(status.get(backend) or f"the compiled library has no {op}")
+
+
+def _triton_reason(op: str) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if not torch.cuda.is_available() and not _INTERPRETED:
+        return "no CUDA device"
+    if importlib.util.find_spec(f"palette.kernels.{op}") is None:
+        return f"palette.kernels.{op} is not installed"
+    return None

@@ -1,0 +1,299 @@
+"""GroupNorm with optional FiLM and optional SiLU in one op.
+
+y = silu(norm(x) * (1 + scale) + shift), computed in float32 (float64 for float64) and rounded once.
+GroupNorm as in Wu and He, arXiv:1803.08494; FiLM and SiLU in the order of the guided-diffusion
+U-Net's residual block.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from palette.ops import _backends, _checks, _layout
+
+BACKENDS = ("reference", "cpp")
+
+_LIBRARY = torch.library.Library("palette", "FRAGMENT")
+_LIBRARY.define(
+    "group_norm_silu(Tensor x, Tensor? weight, Tensor? bias, int groups, float eps, Tensor? scale,"
+    " Tensor? shift, bool silu) -> (Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
+)
+_LIBRARY.define(
+    "group_norm_silu_backward(Tensor grad, Tensor x, Tensor mean, Tensor rstd, Tensor? weight,"
+    " Tensor? bias, int groups, Tensor? scale, Tensor? shift, bool silu)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
+)
+
+
+def group_norm_silu(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    eps: float = 1e-5,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    silu: bool = True,
+) -> Tensor:
+    """GroupNorm of x, then ``* (1 + scale) + shift`` where given, then SiLU where ``silu``.
+
+    Args:
+        x: [N, C, ...] float32, bfloat16, float16 or float64, any strides.
+        weight, bias: [C], in x's dtype or float32; None stands for 1 and 0.
+        groups: number of groups; divides C.
+        eps: added to the (biased) variance inside the square root.
+        scale, shift: [N, C], in x's dtype or float32; None stands for 0.
+
+    Returns:
+        y [N, C, ...] in x's dtype, also under autocast; channels-last where x is, else contiguous.
+
+    Raises:
+        TypeError: an argument is no tensor or has a dtype that the op does not take.
+        ValueError: a shape or a device does not fit, or ``groups`` does not divide C.
+    """
+    _check(x, weight, bias, groups, scale, shift)
+    backend = _backends.choose("group_norm_silu", x.device.type)
+    if backend == "reference":
+        return reference(x, weight, bias, groups, eps, scale, shift, silu)
+    if backend == "triton":
+        op = torch.ops.palette.group_norm_silu_triton
+    else:
+        op = torch.ops.palette.group_norm_silu
+    y: Tensor = op(x, weight, bias, groups, eps, scale, shift, silu)[0]
+    return y
+
+
+def reference(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    eps: float = 1e-5,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    silu: bool = True,
+) -> Tensor:
+    """The op in plain differentiable PyTorch: what every backend is held against."""
+    dtype = _layout.wide(x.dtype)
+    y = torch.group_norm(x.to(dtype), groups, _to(weight, dtype), _to(bias, dtype), eps)
+    return _finish(y, x, scale, shift, silu)
+
+
+def _to(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if value is None else value.to(dtype)
+
+
+def _per_channel(value: Tensor, x: Tensor) -> Tensor:
+    """[N, C] as [N, C, 1, ...], to go with x."""
+    return value.reshape(value.shape + (1,) * (x.dim() - 2))
+
+
+def _finish(y: Tensor, x: Tensor, scale: Tensor | None, shift: Tensor | None, silu: bool) -> Tensor:
+    """FiLM and SiLU on the normalised y, then x's dtype and layout."""
+    if scale is not None:
+        y = y * (1 + _per_channel(scale.to(y.dtype), x))
+    if shift is not None:
+        y = y + _per_channel(shift.to(y.dtype), x)
+    if silu:
+        y = F.silu(y)
+    return _layout.dense_like(y.to(x.dtype), x)
+
+
+def _check(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> None:
+    op = "group_norm_silu"
+    _checks.tensor(op, "x", x)
+    _checks.dtype(op, "x", x, _checks.FLOATING)
+    if x.dim() < 2:
+        raise ValueError(f"{op}: x has shape {list(x.shape)}, wanted [N, C, ...]")
+    n, c = x.shape[:2]
+    if groups < 1 or c % groups != 0:
+        raise ValueError(f"{op}: groups is {groups}, wanted a divisor of x's {c} channels")
+    for name, value, wanted, meaning in (
+        ("weight", weight, (c,), "x's channels"),
+        ("bias", bias, (c,), "x's channels"),
+        ("scale", scale, (n, c), "x's samples and channels"),
+        ("shift", shift, (n, c), "x's samples and channels"),
+    ):
+        if value is not None:
+            _checks.tensor(op, name, value)
+            _checks.dtype(op, name, value, (x.dtype, torch.float32))
+            _checks.shape(op, name, value, wanted, meaning)
+            _checks.device(op, name, value, x, "x")
+    for first, a, second, b in (("weight", weight, "bias", bias), ("scale", scale, "shift", shift)):
+        if a is not None and b is not None:
+            _checks.dtype(op, f"{second} (beside a {a.dtype} {first})", b, (a.dtype,))
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``reference`` together with the statistics that the backward pass needs."""
+    n, c = x.shape[:2]
+    dtype = _layout.wide(x.dtype)
+    pixels = x.shape[2:].numel()
+    y, mean, rstd = torch.native_group_norm(
+        x.to(dtype), _to(weight, dtype), _to(bias, dtype), n, c, pixels, groups, eps
+    )
+    return _finish(y, x, scale, shift, silu), mean.reshape(n, groups), rstd.reshape(n, groups)
+
+
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients for x, weight, bias, scale and shift.
+
+    With x^ the normalised x, gain = weight * (1 + scale) and z the argument of SiLU: two sums per
+    (sample, channel), P = sum(dz) and Q = sum(dz * x^), give every parameter's gradient and the two
+    means over a group that dx needs.
+    """
+    n, c = x.shape[:2]
+    dtype = mean.dtype
+    ones = torch.ones((), dtype=dtype, device=x.device)
+    w = ones if weight is None else weight.to(dtype)
+    b = 0 * ones if bias is None else bias.to(dtype)
+    film = (ones if scale is None else 1 + scale.to(dtype)).expand(n, c)
+    gain = w * film  # [N, C]
+    offset = b * film if shift is None else b * film + shift.to(dtype)
+
+    grouped = x.to(dtype).reshape(n, groups, -1)
+    hat = ((grouped - mean.unsqueeze(-1)) * rstd.unsqueeze(-1)).reshape(n, c, -1)
+    dz = grad.to(dtype).reshape(n, c, -1)
+    if silu:
+        z = hat * gain.unsqueeze(-1) + offset.unsqueeze(-1)
+        gate = torch.sigmoid(z)
+        dz = dz * gate * (1 + z * (1 - gate))
+    p, q = dz.sum(-1), (dz * hat).sum(-1)  # [N, C]
+
+    def group_mean(value: Tensor) -> Tensor:  # [N, C] -> [N, C, 1], equal inside a group
+        size = max(grouped.shape[2], 1)
+        mean = value.reshape(n, groups, -1).sum(-1, keepdim=True) / size
+        return mean.expand(n, groups, c // groups).reshape(n, c, 1)
+
+    scaled = rstd.unsqueeze(-1).expand(n, groups, c // groups).reshape(n, c, 1)
+    dx = scaled * (gain.unsqueeze(-1) * dz - hat * group_mean(gain * q) - group_mean(gain * p))
+    dx = _layout.dense_like(dx.reshape(x.shape).to(x.dtype), x)
+    parameter = torch.float32 if weight is None else weight.dtype
+    return (
+        dx,
+        (film * q).sum(0).to(parameter),
+        (film * p).sum(0).to(parameter),
+        x.new_empty(0, dtype=torch.float32) if scale is None else (w * q + b * p).to(scale.dtype),
+        x.new_empty(0, dtype=torch.float32) if shift is None else p.to(shift.dtype, copy=True),
+    )
+
+
+def _fake(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    statistics = x.new_empty((x.shape[0], groups), dtype=_layout.wide(x.dtype))
+    return _layout.empty_like(x), statistics, torch.empty_like(statistics)
+
+
+def _fake_backward(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    n, c = x.shape[:2]
+    parameter = torch.float32 if weight is None else weight.dtype
+    return (
+        _layout.empty_like(x),
+        x.new_empty(c, dtype=parameter),
+        x.new_empty(c, dtype=parameter),
+        *(
+            x.new_empty(0, dtype=torch.float32)
+            if value is None
+            else x.new_empty((n, c), dtype=value.dtype)
+            for value in (scale, shift)
+        ),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, bias, groups, _, scale, shift, silu = inputs
+    _, mean, rstd = output
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, mean, rstd, weight, bias, scale, shift)
+    ctx.groups, ctx.silu = groups, silu
+
+
+def _differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 8
+    x, mean, rstd, weight, bias, scale, shift = ctx.saved_tensors
+    grads = torch.ops.palette.group_norm_silu_backward(
+        grad, x, mean, rstd, weight, bias, ctx.groups, scale, shift, ctx.silu
+    )
+    dx, dweight, dbias, dscale, dshift = grads
+    return (
+        dx,
+        None if weight is None else dweight,
+        None if bias is None else dbias.to(bias.dtype),
+        None,
+        None,
+        None if scale is None else dscale,
+        None if shift is None else dshift,
+        None,
+    )
+
+
+def _refuse(ctx: Any, *_: Any) -> Any:
+    raise RuntimeError(
+        "group_norm_silu: the compiled op has no second derivative;"
+        ' palette.ops.use("reference") has one'
+    )
+
+
+_LIBRARY.impl("group_norm_silu", _forward, "CompositeExplicitAutograd")
+_LIBRARY.impl("group_norm_silu_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("palette::group_norm_silu", _fake, lib=_LIBRARY)
+torch.library.register_fake("palette::group_norm_silu_backward", _fake_backward, lib=_LIBRARY)
+torch.library.register_autograd(
+    "palette::group_norm_silu", _differentiate, setup_context=_save, lib=_LIBRARY
+)
+torch.library.register_autograd("palette::group_norm_silu_backward", _refuse, lib=_LIBRARY)
+_backends.declare("group_norm_silu", BACKENDS)
