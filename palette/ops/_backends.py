@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -146,7 +146,7 @@ def _serves(backend: str, device_type: str) -> bool:
     return True
 
 
-def _known(op: str, table: dict[str, _T]) -> _T:
+def _known(op: str, table: Mapping[str, _T]) -> _T:
     if op not in table:
         raise ValueError(f"op is '{op}', wanted one of {', '.join(sorted(table))}")
     return table[op]

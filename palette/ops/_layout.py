@@ -1,4 +1,4 @@
-"""The memory layout that the ops keep: channels-last stays channels-last, the rest is contiguous."""
+"""The memory layout of the ops: channels-last stays channels-last, all else is contiguous."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Self-attention on the packed output of a qkv convolution, without layout shuffles around it.
 
-The two published orders of the 3C channels (guided-diffusion's QKVAttentionLegacy and QKVAttention):
-"legacy" is (head, q|k|v, channel), "new" is (q|k|v, head, channel). Scores are scaled by
-(C / heads)^(-1/2).
+The two published orders of the 3C channels (guided-diffusion's QKVAttentionLegacy and
+QKVAttention): "legacy" is (head, q|k|v, channel), "new" is (q|k|v, head, channel). Scores are
+scaled by (C / heads)^(-1/2).
 """
 
 from __future__ import annotations
@@ -14,19 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from palette.ops import _backends, _checks, _layout
+from palette.ops._registration import register
 
 BACKENDS = ("reference", "sdpa")
-
-_LIBRARY = torch.library.Library("palette", "FRAGMENT")
-_LIBRARY.define(
-    "attention(Tensor qkv, int heads, str order) -> (Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
-)
-_LIBRARY.define(
-    "attention_backward(Tensor grad, Tensor qkv, Tensor out, Tensor lse, int heads, str order)"
-    " -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
-)
 
 
 def attention(qkv: Tensor, heads: int, order: str) -> Tensor:
@@ -51,10 +41,8 @@ def attention(qkv: Tensor, heads: int, order: str) -> Tensor:
         return reference(qkv, heads, order)
     if backend == "sdpa":
         return sdpa(qkv, heads, order)
-    if backend == "triton":
-        op = torch.ops.palette.attention_triton
-    else:
-        op = torch.ops.palette.attention
+    ops = torch.ops.palette
+    op = ops.attention_triton if backend == "triton" else ops.attention
     out: Tensor = op(qkv, heads, order)[0]
     return out
 
@@ -76,11 +64,12 @@ def sdpa(qkv: Tensor, heads: int, order: str) -> Tensor:
 
 def _unpack(qkv: Tensor, heads: int, order: str) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v [N, heads, T, D], views of a dense qkv."""
-    flat = qkv.flatten(2)  # [N, 3C, T]
+    n, channels = qkv.shape[:2]
+    t, d = qkv.shape[2:].numel(), channels // (3 * heads)
     if order == "legacy":
-        q, k, v = flat.unflatten(1, (heads, 3, -1)).unbind(2)
+        q, k, v = qkv.reshape(n, heads, 3, d, t).unbind(2)
     else:
-        q, k, v = flat.unflatten(1, (3, heads, -1)).unbind(1)
+        q, k, v = qkv.reshape(n, 3, heads, d, t).unbind(1)
     return q.transpose(-1, -2), k.transpose(-1, -2), v.transpose(-1, -2)
 
 
@@ -169,12 +158,18 @@ def _refuse(ctx: Any, *_: Any) -> Any:
     )
 
 
-_LIBRARY.impl("attention", _forward, "CompositeExplicitAutograd")
-_LIBRARY.impl("attention_backward", _backward, "CompositeExplicitAutograd")
-torch.library.register_fake("palette::attention", _fake, lib=_LIBRARY)
-torch.library.register_fake("palette::attention_backward", _fake_backward, lib=_LIBRARY)
-torch.library.register_autograd(
-    "palette::attention", _differentiate, setup_context=_save, lib=_LIBRARY
+register(
+    "attention(Tensor qkv, int heads, str order) -> (Tensor, Tensor)",
+    _forward,
+    _fake,
+    gradient=_differentiate,
+    save=_save,
 )
-torch.library.register_autograd("palette::attention_backward", _refuse, lib=_LIBRARY)
+register(
+    "attention_backward(Tensor grad, Tensor qkv, Tensor out, Tensor lse, int heads, str order)"
+    " -> Tensor",
+    _backward,
+    _fake_backward,
+    gradient=_refuse,
+)
 _backends.declare("attention", BACKENDS)

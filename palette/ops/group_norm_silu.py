@@ -14,21 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from palette.ops import _backends, _checks, _layout
+from palette.ops._registration import register
 
 BACKENDS = ("reference", "cpp")
-
-_LIBRARY = torch.library.Library("palette", "FRAGMENT")
-_LIBRARY.define(
-    "group_norm_silu(Tensor x, Tensor? weight, Tensor? bias, int groups, float eps, Tensor? scale,"
-    " Tensor? shift, bool silu) -> (Tensor, Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
-)
-_LIBRARY.define(
-    "group_norm_silu_backward(Tensor grad, Tensor x, Tensor mean, Tensor rstd, Tensor? weight,"
-    " Tensor? bias, int groups, Tensor? scale, Tensor? shift, bool silu)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
-)
 
 
 def group_norm_silu(
@@ -239,17 +227,14 @@ def _fake_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     n, c = x.shape[:2]
     parameter = torch.float32 if weight is None else weight.dtype
-    return (
-        _layout.empty_like(x),
-        x.new_empty(c, dtype=parameter),
-        x.new_empty(c, dtype=parameter),
-        *(
-            x.new_empty(0, dtype=torch.float32)
-            if value is None
-            else x.new_empty((n, c), dtype=value.dtype)
-            for value in (scale, shift)
-        ),
-    )
+
+    def film(value: Tensor | None) -> Tensor:
+        if value is None:
+            return x.new_empty(0, dtype=torch.float32)
+        return x.new_empty((n, c), dtype=value.dtype)
+
+    dweight, dbias = x.new_empty(c, dtype=parameter), x.new_empty(c, dtype=parameter)
+    return _layout.empty_like(x), dweight, dbias, film(scale), film(shift)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -288,12 +273,20 @@ def _refuse(ctx: Any, *_: Any) -> Any:
     )
 
 
-_LIBRARY.impl("group_norm_silu", _forward, "CompositeExplicitAutograd")
-_LIBRARY.impl("group_norm_silu_backward", _backward, "CompositeExplicitAutograd")
-torch.library.register_fake("palette::group_norm_silu", _fake, lib=_LIBRARY)
-torch.library.register_fake("palette::group_norm_silu_backward", _fake_backward, lib=_LIBRARY)
-torch.library.register_autograd(
-    "palette::group_norm_silu", _differentiate, setup_context=_save, lib=_LIBRARY
+register(
+    "group_norm_silu(Tensor x, Tensor? weight, Tensor? bias, int groups, float eps, Tensor? scale,"
+    " Tensor? shift, bool silu) -> (Tensor, Tensor, Tensor)",
+    _forward,
+    _fake,
+    gradient=_differentiate,
+    save=_save,
 )
-torch.library.register_autograd("palette::group_norm_silu_backward", _refuse, lib=_LIBRARY)
+register(
+    "group_norm_silu_backward(Tensor grad, Tensor x, Tensor mean, Tensor rstd, Tensor? weight,"
+    " Tensor? bias, int groups, Tensor? scale, Tensor? shift, bool silu)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+    gradient=_refuse,
+)
 _backends.declare("group_norm_silu", BACKENDS)

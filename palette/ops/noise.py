@@ -1,8 +1,8 @@
 """Normal noise as a function of (seed, step, element, stream, layer).
 
-Philox4x32-10 with the image's 64-bit seed as key and (element // 4, step, stream, layer) as counter;
-the four words give four normals by two Box-Muller pairs. The element counts in [C, H, W] order of one
-image, so an image's noise does not depend on the batch around it.
+Philox4x32-10 with the image's 64-bit seed as key and (element // 4, step, stream, layer) as
+counter; the four words give four normals by two Box-Muller pairs. The element counts in [C, H, W]
+order of one image, so an image's noise does not depend on the batch around it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,9 @@ import torch
 from torch import Tensor
 
 from palette.ops import _backends, _checks, philox
+from palette.ops._registration import register
 
 BACKENDS = ("reference", "cpp")
-
-_LIBRARY = torch.library.Library("palette", "FRAGMENT")
-_LIBRARY.define(
-    "noise(Tensor seeds, Tensor step, SymInt[] shape, int stream, int layer) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
 
 TWO_PI = 6.2831854820251465
 """2 pi rounded to float32."""
@@ -58,10 +53,7 @@ def noise(
         return reference(seeds, step, shape, stream, layer)
     if not isinstance(step, Tensor):
         step = torch.full((), step, dtype=torch.int64, device=seeds.device)
-    if backend == "triton":
-        op = torch.ops.palette.noise_triton
-    else:
-        op = torch.ops.palette.noise
+    op = torch.ops.palette.noise_triton if backend == "triton" else torch.ops.palette.noise
     out: Tensor = op(seeds, step, list(shape), stream, layer)
     return out
 
@@ -77,7 +69,7 @@ def reference(
     numel = torch.Size(shape).numel()
     padded = (numel + 3) // 4 * 4
     values = philox.words(seeds, padded, step=step, stream=stream, layer=layer)
-    uniforms = philox.to_uniform(values).unflatten(-1, (-1, 2, 2))  # [N, block, pair, 2]
+    uniforms = philox.to_uniform(values).reshape(-1, padded // 2, 2)  # [N, pair, 2]
     angle = (uniforms[..., 1] * TWO_PI).to(torch.float64)  # the product is rounded to float32
     radius = torch.sqrt(-2 * torch.log(uniforms[..., 0].to(torch.float64)))
     pairs = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
@@ -112,6 +104,9 @@ def _fake(seeds: Tensor, step: Tensor, shape: Sequence[int], stream: int, layer:
     return seeds.new_empty((seeds.shape[0], *shape), dtype=torch.float32)
 
 
-_LIBRARY.impl("noise", reference, "CompositeExplicitAutograd")
-torch.library.register_fake("palette::noise", _fake, lib=_LIBRARY)
+register(
+    "noise(Tensor seeds, Tensor step, SymInt[] shape, int stream, int layer) -> Tensor",
+    reference,
+    _fake,
+)
 _backends.declare("noise", BACKENDS)

@@ -1,8 +1,8 @@
 """Philox4x32-10, the counter-based generator behind every random number of the package.
 
 Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. A number is a
-function of (seed, element, step, stream, layer) alone: no state, so the same in a batch or alone, on
-every device, and after a restart.
+function of (seed, element, step, stream, layer) alone: no state, so the same in a batch or alone,
+on every device, and after a restart.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def philox4x32(counter: Sequence[_Words], key: Sequence[_Words]) -> tuple[_Words
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # The products wrap modulo 2^64 into the sign; the mask takes the right 32 bits all the same.
+        # The products wrap modulo 2^64; the mask takes the right 32 bits all the same.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         high0, high1 = (p0 >> 32) & _MASK, (p1 >> 32) & _MASK
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, p1 & _MASK, high0 ^ c3 ^ k1, p0 & _MASK

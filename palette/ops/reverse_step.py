@@ -1,8 +1,8 @@
 """One step of the solver, in place and in one op.
 
 With (a, b, c1, c2, c3, sigma) = table[step]: x0 = clamp(a * y + b * output, -1, 1), which the row
-makes an epsilon, x0 or v prediction, and y' = c1 * x0 + c2 * y + c3 * history + sigma * z. The row of
-the ancestral solver is eq. 4 of Palette (arXiv:2111.05826) rewritten for the clamped x0.
+makes an epsilon, x0 or v prediction, and y' = c1 * x0 + c2 * y + c3 * history + sigma * z. For the
+ancestral solver that is the posterior mean of DDPM (arXiv:2006.11239, eq. 7) with the clamped x0.
 """
 
 from __future__ import annotations
@@ -11,16 +11,10 @@ import torch
 from torch import Tensor
 
 from palette.ops import _backends, _checks
+from palette.ops._registration import register
 from palette.ops.noise import noise as draw_noise
 
 BACKENDS = ("reference",)
-
-_LIBRARY = torch.library.Library("palette", "FRAGMENT")
-_LIBRARY.define(
-    "reverse_step(Tensor(a!) state, Tensor output, Tensor table, Tensor step, Tensor? seeds,"
-    " Tensor? noise, Tensor(b!)? history, Tensor? known, Tensor? mask, Tensor(c!)? slot) -> ()",
-    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
-)
 
 
 def reverse_step(
@@ -197,6 +191,10 @@ def _fake(
     return None
 
 
-_LIBRARY.impl("reverse_step", reference, "CompositeExplicitAutograd")
-torch.library.register_fake("palette::reverse_step", _fake, lib=_LIBRARY)
+register(
+    "reverse_step(Tensor(a!) state, Tensor output, Tensor table, Tensor step, Tensor? seeds,"
+    " Tensor? noise, Tensor(b!)? history, Tensor? known, Tensor? mask, Tensor(c!)? slot) -> ()",
+    reference,
+    _fake,
+)
 _backends.declare("reverse_step", BACKENDS)

@@ -1,0 +1,42 @@
+"""How an op enters torch's dispatcher: schema, implementation, shape function and gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+# Lives as long as the process: what it holds is unregistered with it.
+_LIBRARY = torch.library.Library("palette", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def register(
+    schema: str,
+    implementation: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    gradient: Callable[..., Any] | None = None,
+    save: Callable[..., None] | None = None,
+) -> None:
+    """Define ``palette::<schema>``.
+
+    Args:
+        schema: name, arguments and results, in torch's notation.
+        implementation: pure PyTorch, for every device that no compiled library registers.
+        fake: the same call on tensors without data: gives shapes, dtypes and strides.
+        gradient: backward formula, called with the context and the gradients of the results; an op
+            without one cannot be differentiated.
+        save: called with the context, the arguments and the results; keeps what ``gradient``
+            needs.
+    """
+    name = schema.partition("(")[0]
+    # The shape functions follow the strides that the op was traced with, so inductor keeps those.
+    tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+    _LIBRARY.define(schema, tags=tags)  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"palette::{name}", fake, lib=_LIBRARY)
+    if gradient is not None:
+        torch.library.register_autograd(
+            f"palette::{name}", gradient, setup_context=save, lib=_LIBRARY
+        )
