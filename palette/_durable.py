@@ -1,0 +1,61 @@
+"""Writing so that a name appears only with its whole contents, on the disk and not in a cache."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from palette._archive import CheckpointError
+
+
+@contextlib.contextmanager
+def writing(final: Path, temporary: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            remove(temporary)
+        if not isinstance(error, (OSError, RuntimeError, SafetensorError)):
+            raise
+        lines = str(getattr(error, "strerror", None) or error).splitlines()
+        raise CheckpointError(
+            f"{final}: cannot be written: {lines[0] if lines else type(error).__name__} "
+            f"({free_bytes(final)}); earlier checkpoints are untouched"
+        ) from error
+
+
+def free_bytes(path: Path) -> str:
+    for parent in path.absolute().parents:
+        with contextlib.suppress(OSError):
+            return f"{shutil.disk_usage(parent).free} bytes free"
+    return "free space unknown"
+
+
+def sweep(parent: Path) -> None:
+    """Remove what killed processes left under temporary names."""
+    for path in parent.glob(".tmp-*"):
+        with contextlib.suppress(OSError):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or directory; a directory leaves its final name first, in one step."""
+    if path.is_dir():
+        if not path.name.startswith(".tmp-"):
+            path = path.rename(path.with_name(f".tmp-{os.getpid()}-old-{path.name}"))
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
