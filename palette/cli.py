@@ -1,0 +1,164 @@
+"""The command line: reads arguments, calls the library, turns mistakes into one line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# Imports of torch and of the rest stand inside the commands: ``palette --help`` answers at once.
+
+DONE, FAILED, USAGE = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 done, 1 failed while working, 2 usage or configuration; 128 + n after signal n.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+        return code
+    except Exception as error:
+        if options.debug:
+            raise
+        print(f"palette: {_one_line(error)}", file=sys.stderr)
+        return _exit_code(error)
+
+
+def _exit_code(error: Exception) -> int:
+    from palette.checkpoint import CheckpointError
+    from palette.data.images import UnreadableImage
+
+    if isinstance(error, (CheckpointError, UnreadableImage)):
+        return FAILED
+    return USAGE if isinstance(error, (ValueError, FileNotFoundError)) else FAILED
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, (ValueError, OSError)):
+        return text
+    return f"{type(error).__name__}: {text} (run again with --debug for the traceback)"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="palette", description="Palette image-to-image diffusion")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_sample(commands)
+    _add_info(commands)
+    for command in commands.choices.values():
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    train = commands.add_parser("train", help="train a model from a config")
+    train.add_argument("-c", "--config", metavar="CONFIG", help="YAML file")
+    train.add_argument(
+        "--resume", metavar="auto|PATH", help="continue the run, or from a given checkpoint"
+    )
+    train.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides"
+    )
+    train.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
+    train.add_argument("--help-config", action="store_true", help="print every option, and stop")
+    train.set_defaults(run=_train)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from palette import config as configs
+
+    if options.help_config:
+        print(configs.help_text())
+        return DONE
+    if options.config is None:
+        raise ValueError("train: no config given; say palette train -c CONFIG")
+    from palette.training import run
+
+    config = configs.load(options.config, options.overrides)
+    if options.dry_run:
+        print(run.describe(config))
+        return DONE
+    return run.train(config, resume=options.resume)
+
+
+def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    sample = commands.add_parser("sample", help="sample from a trained model on your own images")
+    sample.add_argument("checkpoint", help="run directory, checkpoint or single file")
+    sample.add_argument("--config", help="config to use in place of the saved one")
+    sample.add_argument("--input", nargs="+", required=True, help="images, or folders of images")
+    sample.add_argument("--mask", help="white = to be filled; an image or a folder of equal names")
+    sample.add_argument("--output", required=True, metavar="DIR", help="folder for the PNG files")
+    sample.add_argument("-n", "--count", type=_positive, default=1, help="samples per image")
+    sample.add_argument("--steps", type=_positive, help="network evaluations per image")
+    sample.add_argument("--solver", choices=("dpmpp_2m", "ddim", "ddpm"))
+    sample.add_argument("--seed", type=int, default=0, help="seed of the first image")
+    sample.add_argument("--native", action="store_true", help="run at the image's own size")
+    sample.add_argument("--weights", choices=("ema", "raw"), default="ema")
+    sample.add_argument("--device", default="auto")
+    sample.add_argument(
+        "--precision", choices=("auto", "float32", "bfloat16", "float16"), default="auto"
+    )
+    sample.set_defaults(run=_sample)
+
+
+def _sample(options: argparse.Namespace) -> int:
+    from palette import pipeline
+    from palette.files import sample_files
+
+    model = pipeline.load(
+        options.checkpoint,
+        options.config,
+        weights=options.weights,
+        device=options.device,
+        precision=options.precision,
+    )
+    written = sample_files(
+        model,
+        [Path(path) for path in options.input],
+        None if options.mask is None else Path(options.mask),
+        Path(options.output),
+        count=options.count,
+        seed=options.seed,
+        steps=options.steps,
+        solver=options.solver,
+        native=options.native,
+    )
+    for path in written:
+        print(path)
+    return DONE
+
+
+def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    info = commands.add_parser("info", help="versions, devices and the backends of each op")
+    info.add_argument("--json", action="store_true", help="the same as JSON")
+    info.set_defaults(run=_info)
+
+
+def _info(options: argparse.Namespace) -> int:
+    from palette.info import facts, text
+
+    print(json.dumps(facts(), indent=2) if options.json else text(facts()))
+    return DONE
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, wants an integer of at least 1")
+    return value
+
+
+def _broken_pipe() -> None:
+    """A reader such as ``head`` that closes early is no error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,341 @@
+"""A network, its schedule and its task behind methods that take images and give images.
+
+``palette.load(path)`` opens what training wrote; ``Pipeline.inpaint`` fills the hole of a
+picture of any size. Nothing here needs the ground truth.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image as PILImage
+from torch import Tensor, nn
+
+from palette import checkpoint as checkpoints
+from palette import config as configs
+from palette.config import Config
+from palette.data import images, masks, region
+from palette.diffusion import schedule as schedules
+from palette.diffusion.sampler import Sampler
+from palette.models.unet import UNet
+from palette.ops import noise
+
+Picture: TypeAlias = "PILImage.Image | str | os.PathLike[str] | npt.NDArray[np.uint8] | Tensor"
+Preview: TypeAlias = Callable[[int, Tensor], Any]
+
+_CONDITION_STREAM = 1
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def build_network(config: Config) -> nn.Module:
+    """The network that ``config.model`` describes, freshly initialised, on the CPU in float32."""
+    model = config.model
+    return UNet(
+        image_size=image_size(config),
+        in_channels=2 * images.CHANNELS,
+        out_channels=images.CHANNELS,
+        channels=model.channels,
+        channel_mults=model.channel_mults,
+        res_blocks=model.res_blocks,
+        attention_resolutions=model.attention_resolutions,
+        dropout=model.dropout,
+        heads=model.heads,
+        head_channels=model.head_channels,
+        heads_upsample=model.heads_upsample,
+        attention_order=model.attention_order,
+        scale_shift=model.scale_shift,
+        resblock_updown=model.resblock_updown,
+        conv_resample=model.conv_resample,
+        checkpoint=model.checkpoint,
+        embedding=model.embedding,
+        num_classes=model.num_classes,
+    )
+
+
+def build_schedule(config: Config) -> schedules.Schedule:
+    """The noise schedule that ``config.schedule`` describes."""
+    chosen = config.schedule
+    return schedules.Schedule.from_name(chosen.name, chosen.steps, chosen.start, chosen.end)
+
+
+def image_size(config: Config) -> tuple[int, int]:
+    """Height and width that the network is trained at."""
+    size = config.data.image_size
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The device called ``name``; ``auto`` is the first CUDA device where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype the network runs in: ``auto`` is a half type where the hardware is fast at it."""
+    if precision != "auto":
+        return _DTYPES[precision]
+    if device.type == "cuda":
+        modern = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if modern else torch.float16
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+@dataclass(frozen=True)
+class Request:
+    """How to sample: number of network evaluations, solver, first seed, and what to report."""
+
+    steps: int
+    solver: str
+    seed: int
+    eta: float = 0.0
+    native: bool = False
+    progress: bool = False
+    on_step: Preview | None = None
+
+
+class Pipeline:
+    """A trained model and the tasks it can do.
+
+    Attributes:
+        network: the network, in evaluation mode.
+        config: the options it was trained with.
+        name: what it was loaded from, for the record in written pictures.
+        digest: the first characters of the weights' SHA-256.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        config: Config,
+        *,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        name: str = "",
+        digest: str = "",
+    ) -> None:
+        self.device = resolve_device(device) if isinstance(device, str) else device
+        self.dtype = resolve_precision(precision, self.device)
+        self.network = network.eval().to(
+            device=self.device, dtype=self.dtype, memory_format=torch.channels_last
+        )
+        self.config, self.name, self.digest = config, name, digest
+        self.schedule = build_schedule(config)
+        self._samplers: dict[tuple[str, int, float], Sampler] = {}
+
+    def inpaint(
+        self,
+        image: Picture | list[Picture],
+        mask: Picture | list[Picture],
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        solver: str | None = None,
+        eta: float | None = None,
+        native: bool = False,
+        progress: bool = False,
+        on_step: Preview | None = None,
+    ) -> Any:
+        """Fill the white part of ``mask`` in ``image``; every other pixel keeps its value.
+
+        Args:
+            image: PIL image, path, uint8 array [H, W, 3] or tensor [3, H, W] in [-1, 1], or a list.
+            mask: the same kinds, white (or 1) = to be filled, of the image's size; one for all
+                images or one for each.
+            steps: network evaluations; default ``config.sample.steps``.
+            seed: image i of a list is drawn with ``seed + i``, alone or in a batch.
+            solver: dpmpp_2m, ddim or ddpm; default ``config.sample.solver``.
+            eta: noise of ddim.
+            native: show the network the whole picture at its own size, not the region of the hole.
+            progress: draw a bar on a terminal.
+            on_step: called with the step and the current estimate [N, C, H, W] of the picture.
+
+        Returns:
+            What was given: an image for an image or path, an array for an array, a tensor for a
+            tensor; a list for a list.
+
+        Raises:
+            ValueError: an image is unreadable, a mask has no hole or another size.
+        """
+        request = self._request(steps, solver, seed, eta, native, progress, on_step)
+        given = image if isinstance(image, list) else [image]
+        holes = mask if isinstance(mask, list) else [mask] * len(given)
+        if len(holes) != len(given):
+            raise ValueError(
+                f"mask: {len(holes)} masks for {len(given)} images; give 1 or one each"
+            )
+        pictures = [_open(picture) for picture in given]
+        filled = self._fill(
+            pictures, [_open_mask(h, p) for h, p in zip(holes, pictures, strict=True)], request
+        )
+        results = [_like(source, result) for source, result in zip(given, filled, strict=True)]
+        return results if isinstance(image, list) else results[0]
+
+    def record(self, request_seed: int, steps: int | None = None) -> dict[str, Any]:
+        """What a written picture should say of its origin: model, weights, seed, steps."""
+        return {
+            "model": self.name,
+            "weights": self.digest,
+            "seed": request_seed,
+            "steps": self.config.sample.steps if steps is None else steps,
+            "solver": self.config.sample.solver,
+        }
+
+    def complete(self, known: Tensor, mask: Tensor, seeds: Tensor, **options: Any) -> Tensor:
+        """Fill the hole of a batch at the network's size.
+
+        Args:
+            known: [N, C, H, W] in [-1, 1]; what lies in the hole is never read.
+            mask: [N, 1, H, W], 1 = hole.
+            seeds: int64 [N], one per image.
+            options: as for ``inpaint``: steps, solver, eta, progress, on_step.
+
+        Returns:
+            [N, C, H, W] float32 in [-1, 1], equal to ``known`` outside the hole.
+        """
+        request = self._request(**{"seed": 0, **options})
+        known, mask, seeds = (tensor.to(self.device) for tensor in (known, mask, seeds))
+        known = torch.where(mask.bool(), 0.0, known)
+        step = torch.zeros((), dtype=torch.int64, device=self.device)
+        fill = noise(seeds, step, known.shape[1:], stream=_CONDITION_STREAM)
+        sampler = self._sampler(request)
+        return sampler.sample(
+            known + mask * fill,
+            seeds=seeds,
+            channels=known.shape[1],
+            known=known,
+            mask=mask.to(known.dtype),
+            progress=request.progress,
+            on_step=request.on_step,
+        )
+
+    def _fill(
+        self, pictures: list[PILImage.Image], holes: list[region.Mask], request: Request
+    ) -> list[PILImage.Image]:
+        results = []
+        for index, (picture, hole) in enumerate(zip(pictures, holes, strict=True)):
+            size = (picture.height, picture.width) if request.native else image_size(self.config)
+            part = region.around_hole(hole, size)
+            if request.native:
+                part = region.Region(0, 0, picture.width, picture.height, *size)
+            small, small_hole = region.shrink(picture, hole, part)
+            sample = self.complete(
+                images.to_tensor(small)[None],
+                torch.from_numpy(small_hole)[None, None].float(),
+                torch.tensor([request.seed + index]),
+                **_options(request),
+            )
+            results.append(region.paste(picture, hole, part, images.to_image(sample[0].cpu())))
+        return results
+
+    def _sampler(self, request: Request) -> Sampler:
+        key = (request.solver, request.steps, request.eta)
+        if key not in self._samplers:
+            self._samplers[key] = Sampler(
+                self.network,
+                schedules.spaced(self.schedule, request.steps),
+                solver=request.solver,
+                prediction=self.config.model.prediction,
+                eta=request.eta,
+                dtype=self.dtype,
+            )
+        return self._samplers[key]
+
+    def _request(
+        self,
+        steps: int | None = None,
+        solver: str | None = None,
+        seed: int = 0,
+        eta: float | None = None,
+        native: bool = False,
+        progress: bool = False,
+        on_step: Preview | None = None,
+    ) -> Request:
+        sample = self.config.sample
+        return Request(
+            steps=sample.steps if steps is None else steps,
+            solver=solver or sample.solver,
+            seed=seed,
+            eta=sample.eta if eta is None else eta,
+            native=native,
+            progress=progress,
+            on_step=on_step,
+        )
+
+
+def load(
+    path: str | os.PathLike[str],
+    config: str | os.PathLike[str] | None = None,
+    *,
+    weights: str = "ema",
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+) -> Pipeline:
+    """Open a model: a run directory (its newest sound checkpoint), a checkpoint or one file.
+
+    Args:
+        path: what training or ``palette convert`` wrote.
+        config: a config to use in place of the one saved beside the weights.
+        weights: ``ema`` (averaged, what samples should come from) or ``raw``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` ….
+        precision: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+
+    Raises:
+        CheckpointError: nothing sound is found at ``path``.
+        ConfigError: the config is wrong.
+    """
+    found = checkpoints.open_model(Path(path), weights=weights)
+    options = configs.load(config) if config is not None else configs.from_yaml(found.config)
+    network = build_network(options)
+    network.load_state_dict(found.state)
+    return Pipeline(
+        network, options, device=device, precision=precision, name=str(path), digest=found.digest
+    )
+
+
+def _options(request: Request) -> dict[str, Any]:
+    names = ("steps", "solver", "eta", "progress", "on_step")
+    return {name: getattr(request, name) for name in names}
+
+
+def _open(picture: Picture) -> PILImage.Image:
+    if isinstance(picture, Tensor):
+        return images.to_image(picture)
+    if isinstance(picture, np.ndarray):
+        return PILImage.fromarray(picture).convert("RGB")
+    if isinstance(picture, PILImage.Image):
+        return picture.convert("RGB")
+    return images.read(picture).convert("RGB")
+
+
+def _open_mask(mask: Picture, picture: PILImage.Image) -> region.Mask:
+    size = (picture.height, picture.width)
+    if isinstance(mask, (str, os.PathLike)):
+        hole = masks.load_mask(mask)
+    elif isinstance(mask, Tensor):
+        hole = (mask.reshape(mask.shape[-2:]).cpu().numpy() > 0.5).astype(np.uint8)
+    elif isinstance(mask, np.ndarray):
+        hole = (mask > (0.5 if mask.max(initial=0) <= 1 else 127)).astype(np.uint8)
+    else:
+        hole = (np.asarray(mask.convert("L")) > 127).astype(np.uint8)
+    if hole.shape != size:
+        raise ValueError(
+            f"mask: its size {hole.shape[1]}x{hole.shape[0]} is not the image's {size[1]}x{size[0]}"
+        )
+    return hole
+
+
+def _like(source: Picture, result: PILImage.Image) -> PILImage.Image | np.ndarray | Tensor:
+    if isinstance(source, Tensor):
+        return images.to_tensor(result)
+    if isinstance(source, np.ndarray):
+        return cast(npt.NDArray[np.uint8], np.asarray(result))
+    return result
