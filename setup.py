@@ -28,7 +28,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 
-from build_backend import OLDEST_TORCH, Torch, find_torch  # noqa: E402
+from build_backend import OLDEST_TORCH, find_torch  # noqa: E402
 from palette._extension import LIBRARIES, fingerprint  # noqa: E402
 
 CUDA_ARCHITECTURES = "7.5;8.0;9.0;10.0;8.0+PTX"
@@ -172,8 +172,14 @@ class NinjaBuild(build_ext):
         assert compiler is not None, "extensions are planned only where a compiler was found"
         include = self.torch.root / "include"
         sanitize = os.environ.get("PALETTE_SANITIZE", "")
-        extra = f" -fsanitize={sanitize} -fno-omit-frame-pointer -g" if sanitize else ""
-        common = f"-std=c++20 -O3 -DTORCH_TARGET_VERSION={TORCH_TARGET} -isystem {include} -I{ROOT}/csrc"
+        extra = (
+            f" -fsanitize={sanitize} -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
+            if sanitize
+            else ""
+        )
+        common = (
+            f"-std=c++20 -O3 -DTORCH_TARGET_VERSION={TORCH_TARGET} -isystem {include} -I{ROOT}/csrc"
+        )
         # Contraction would round a*b+c once here and twice elsewhere: kernels ask for fma by name.
         cxx = f"-fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall -Wextra{extra}"
         lines = [
@@ -258,10 +264,9 @@ class NinjaBuild(build_ext):
             # The CPU build of torch has no such library: this one only records its name, so that
             # a CUDA torch's own is found when the library is loaded.
             stub = self.work / "libtorch_cuda.so"
-            subprocess.run(
-                ["cc", "-shared", "-Wl,-soname,libtorch_cuda.so", "-o", str(stub), "-xc", "/dev/null"],
-                check=True,
-            )
+            compiler = find_compiler() or []
+            name = ["-Wl,-soname,libtorch_cuda.so", "-o", str(stub)]
+            subprocess.run([*compiler, "-shared", *name, "-xc", "/dev/null"], check=True)
             return f"{torch} -L{self.work} -Xlinker --no-as-needed -ltorch_cuda"
         # Nothing may stay open in the CPU library: neither a kernel that was announced and not
         # written nor a symbol that only a CUDA torch has.

@@ -8,14 +8,10 @@
 
 #ifdef PALETTE_CUDA
 
-STABLE_TORCH_LIBRARY_IMPL(palette, CUDA, m) {
-  (void)m;
-}
+STABLE_TORCH_LIBRARY_IMPL(palette, CUDA, m) { (void)m; }
 
 #else
 
-STABLE_TORCH_LIBRARY_IMPL(palette, CPU, m) {
-  (void)m;
-}
+STABLE_TORCH_LIBRARY_IMPL(palette, CPU, m) { (void)m; }
 
 #endif

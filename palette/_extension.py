@@ -64,7 +64,9 @@ def attach_kernels() -> None:
         return
     spec = importlib.machinery.ModuleSpec("palette.kernels", None, is_package=True)
     spec.submodule_search_locations = [str(_ROOT / "kernels")]
-    sys.modules["palette.kernels"] = importlib.util.module_from_spec(spec)
+    namespace = importlib.util.module_from_spec(spec)
+    sys.modules["palette.kernels"] = namespace
+    vars(sys.modules["palette"])["kernels"] = namespace
 
 
 def _places() -> list[Path]:
@@ -75,14 +77,11 @@ def _places() -> list[Path]:
     return [_HERE, *(place for place in dict.fromkeys(installed) if place != _HERE)]
 
 
-def _find(stem: str) -> tuple[Path | None, str]:
+def _choose(found: list[Path], half: str) -> tuple[Path | None, str]:
     """The library to load, or None and why there is none."""
-    found = [file for place in _places() if (file := place / f"{stem}.so").is_file()]
-    if not found:
-        return None, ""
     if not _CHECKOUT:
         return found[0], ""
-    mine = fingerprint(_ROOT, LIBRARIES[stem])
+    mine = fingerprint(_ROOT, half)
     for file in found:
         if built_from(file) == mine:
             return file, ""
@@ -96,18 +95,22 @@ def _find(stem: str) -> tuple[Path | None, str]:
         return found[0], ""
     return None, (
         f"{found[0]} was built from other sources than {_ROOT / 'csrc'}; "
-        'build again with "make build" or "pip install ."'
+        'run "pip install ." again in the repository'
     )
 
 
 def _load_half(stem: str) -> Half:
     import torch
 
-    library, absence = _find(stem)
-    if library is None:
-        return Half(None, absence or _why_not_built(LIBRARIES[stem]))
-    if stem == "_ops_cuda" and not torch.cuda.is_available():
+    half = LIBRARIES[stem]
+    found = [file for place in _places() if (file := place / f"{stem}.so").is_file()]
+    if not found:
+        return Half(None, _why_not_built(half))
+    if half == "cuda" and not torch.cuda.is_available():
         return Half(None, "compiled, but torch sees no CUDA device here")
+    library, absence = _choose(found, half)
+    if library is None:
+        return Half(None, absence)
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
