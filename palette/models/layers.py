@@ -1,0 +1,374 @@
+"""Layers shared by the networks.
+
+Parameter names and shapes are the published ones, so old weights load with no renaming. Every
+normalisation goes through ``palette.ops.group_norm_silu`` and every attention through
+``palette.ops.attention``; both keep the memory format of their input, and so does every other
+layer here: a channels-last input stays channels-last to the end of the network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
+
+from palette.ops import attention, group_norm_silu
+from palette.ops.philox import DROPOUT, uniform
+
+LOG_SNR_LIMIT = 20.0
+
+AttentionOrder = Literal["legacy", "new"]
+Embedding = Literal["log_snr", "gamma", "sqrt_gamma"]
+
+
+class GroupNormSiLU(nn.GroupNorm):
+    """GroupNorm, optional FiLM and SiLU in one operation (``palette.ops.group_norm_silu``)."""
+
+    def __init__(self, channels: int, groups: int = 32, *, silu: bool = True) -> None:
+        if channels % groups:
+            raise ValueError(
+                f"channels: GroupNorm with {groups} groups met {channels} channels; "
+                f"every level needs a multiple of {groups}"
+            )
+        super().__init__(groups, channels)
+        self.silu = silu
+
+    def forward(
+        self, input: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        """Input [N, C, H, W]; ``scale`` and ``shift`` [N, C] act as norm * (1 + scale) + shift."""
+        return group_norm_silu(
+            input, self.weight, self.bias, self.num_groups, self.eps, scale, shift, self.silu
+        )
+
+
+class PointwiseConv(nn.Conv1d):
+    """The published 1x1 Conv1d (weight [O, I, 1]), applied to [N, C, H, W] as it lies in memory."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(input, self.weight.unsqueeze(-1), self.bias)
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask is a function of (seed, layer) where seeds are given.
+
+    An element is kept where its uniform number (``ops.philox``, stream 3, this layer) reaches p,
+    so the mask depends neither on the batch around an image nor on the number of processes.
+    Without seeds it is PyTorch's own dropout.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"dropout: {p} is not in [0, 1)")
+        self.p = p
+        self.layer = 0
+
+    def forward(self, x: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """x [N, C, H, W], seeds int64 [N]."""
+        if not self.training or self.p == 0:
+            return x
+        if seeds is None:
+            return F.dropout(x, self.p)
+        draws = uniform(seeds, x.shape[1:], stream=DROPOUT, layer=self.layer)
+        return torch.where(draws >= self.p, x * (1 / (1 - self.p)), 0.0)
+
+
+def number_dropouts(network: nn.Module) -> None:
+    """Give each dropout layer its own number, in the order of ``network.modules()``."""
+    layers = (module for module in network.modules() if isinstance(module, Dropout))
+    for number, layer in enumerate(layers):
+        layer.layer = number
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour x2, then a 3x3 convolution where ``convolve``."""
+
+    def __init__(self, channels: int, convolve: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if convolve else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return x if self.conv is None else self.conv(x)
+
+
+class Downsample(nn.Module):
+    """A 3x3 convolution of stride 2 where ``convolve``, else the mean of 2x2."""
+
+    def __init__(self, channels: int, convolve: bool) -> None:
+        super().__init__()
+        self.op: nn.Module = (
+            nn.Conv2d(channels, channels, 3, stride=2, padding=1) if convolve else nn.AvgPool2d(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.op(x)
+        return y
+
+
+class ResBlock(nn.Module):
+    """Residual block of guided-diffusion (upstream layout: in_layers, emb_layers, out_layers).
+
+    ``resample`` changes the resolution between the first activation and the first convolution,
+    and on the skip path. The Identity entries hold the places that SiLU has in the published
+    numbering; the activation itself is part of ``GroupNormSiLU``.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        embedding_channels: int,
+        *,
+        dropout: float,
+        scale_shift: bool,
+        resample: Literal["up", "down"] | None = None,
+        checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.scale_shift = scale_shift
+        self.checkpoint = checkpoint
+        self.in_layers = nn.Sequential(
+            GroupNormSiLU(channels),
+            nn.Identity(),
+            nn.Conv2d(channels, out_channels, 3, padding=1),
+        )
+        films = 2 * out_channels if scale_shift else out_channels
+        self.emb_layers = nn.Sequential(nn.Identity(), nn.Linear(embedding_channels, films))
+        self.out_layers = nn.Sequential(
+            GroupNormSiLU(out_channels),
+            nn.Identity(),
+            Dropout(dropout),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+        )
+        self.skip_connection: nn.Module = (
+            nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+        )
+        self.resample: nn.Module | None = None
+        if resample is not None:
+            layer = Upsample if resample == "up" else Downsample
+            self.resample = layer(channels, convolve=False)
+
+    def forward(self, x: Tensor, embedding: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """x [N, C, H, W], embedding [N, E] (after its SiLU), seeds int64 [N] for dropout."""
+        return maybe_recompute(self.checkpoint, self._forward, x, embedding, seeds)
+
+    def _forward(self, x: Tensor, embedding: Tensor, seeds: Tensor | None) -> Tensor:
+        norm, _, conv = self.in_layers
+        h = norm(x)
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = conv(h)
+        film = self.emb_layers(embedding)  # [N, 2C] or [N, C]
+        norm, _, dropout, conv = self.out_layers
+        if self.scale_shift:
+            scale, shift = film.chunk(2, dim=1)
+            h = norm(h, scale, shift)
+        else:
+            h = norm(h + film[:, :, None, None].to(h.dtype))
+        h = conv(dropout(h, seeds))
+        y: Tensor = self.skip_connection(x) + h
+        return y
+
+
+class Attention(nn.Module):
+    """What every attention layer says of itself; see ``describe_attention``."""
+
+    def __init__(self, channels: int, heads: int, level: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.heads = heads
+        self.level = level  # the feature map has been halved so many times
+
+
+class AttentionBlock(Attention):
+    """Self-attention over all positions of a feature map, with a residual (guided-diffusion)."""
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        order: AttentionOrder,
+        *,
+        level: int,
+        checkpoint: bool = False,
+    ) -> None:
+        super().__init__(channels, heads, level)
+        if order not in ("legacy", "new"):
+            raise ValueError(f"attention_order: {order!r} is neither 'legacy' nor 'new'")
+        self.order = order
+        self.checkpoint = checkpoint
+        self.norm = GroupNormSiLU(channels, silu=False)
+        self.qkv = PointwiseConv(channels, 3 * channels)
+        self.proj_out = PointwiseConv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, C, H, W]."""
+        return maybe_recompute(self.checkpoint, self._forward, x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.proj_out(attention(self.qkv(self.norm(x)), self.heads, self.order))
+        return x + h
+
+
+class ConditionedSequential(nn.Sequential):
+    """Layers in turn; the embedding and the dropout seeds go to those that take them."""
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, embedding: Tensor, seeds: Tensor | None = None
+    ) -> Tensor:
+        for layer in self:
+            x = layer(x, embedding, seeds) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+def maybe_recompute(active: bool, function: Callable[..., Tensor], *arguments: object) -> Tensor:
+    """Call ``function``, with its activations recomputed in the backward pass where ``active``.
+
+    PyTorch's checkpoint restores the random state before recomputing, so dropout without seeds
+    sees the same mask twice (the published one did not: ``use_checkpoint`` gave wrong gradients).
+    """
+    if active and torch.is_grad_enabled():
+        y: Tensor = recompute(function, *arguments, use_reentrant=False)
+        return y
+    return function(*arguments)
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def channels_last(network: nn.Module) -> None:
+    """Store the 2-D convolution weights of a network channels-last, in place."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def noise_level(gamma: Tensor, embedding: Embedding) -> Tensor:
+    """The number a network is told about the noise level: one per image, [N] from gamma [N].
+
+    ``gamma`` (published Palette) and ``sqrt_gamma`` (SR3) lie in [0, 1], where sinusoids of period
+    6 and more hardly move: levels below 1e-3 are nearly one and the same. ``log_snr`` spreads
+    them: ln(gamma / (1 - gamma)), clipped to +-20 (Salimans & Ho 2022, appendix) and mapped
+    linearly onto [0, 1000], the range that the sinusoids were made for (Ho et al. 2020) and onto
+    which Kingma et al. 2021 map their log-SNR too; 0 is clean, 1000 is noise.
+    """
+    if embedding == "gamma":
+        return gamma
+    if embedding == "sqrt_gamma":
+        return gamma.sqrt()
+    log_snr = (gamma.log() - torch.log1p(-gamma)).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
+    return (LOG_SNR_LIMIT - log_snr) * (1000 / (2 * LOG_SNR_LIMIT))
+
+
+def sinusoids(level: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [N, channels/2] each of level [N] at frequencies 10000^(-2k/channels)."""
+    half = channels // 2
+    k = torch.arange(half, dtype=torch.float32, device=level.device)
+    angle = level[:, None] * torch.exp(-math.log(10000) / half * k)
+    return angle.cos(), angle.sin()
+
+
+def attention_levels(
+    resolutions: Sequence[int], wanted: Sequence[int], image_size: tuple[int, int]
+) -> list[int]:
+    """Levels whose feature map has one of the wanted resolutions.
+
+    Raises ValueError when resolutions are wanted and none of them exists in the network.
+    """
+    levels = [level for level, resolution in enumerate(resolutions) if resolution in wanted]
+    if wanted and not levels:
+        raise ValueError(
+            f"attention_resolutions: no feature map has {', '.join(map(str, wanted))} pixels; at "
+            f"image size {image_size[0]}x{image_size[1]} this network has "
+            f"{', '.join(map(str, resolutions))}"
+        )
+    return levels
+
+
+def number_of_heads(channels: int, heads: int, head_channels: int | None) -> int:
+    """Heads of an attention layer: ``channels / head_channels``, or ``heads`` where that is None.
+
+    Raises ValueError when the channels cannot be divided so.
+    """
+    name, divisor = ("heads", heads) if head_channels is None else ("head_channels", head_channels)
+    if divisor < 1 or channels % divisor:
+        raise ValueError(f"{name}: {divisor} does not divide the {channels} channels of a level")
+    return heads if head_channels is None else channels // head_channels
+
+
+def describe_attention(network: nn.Module, size: tuple[int, int]) -> list[str]:
+    """One line per attention layer, such as "input_blocks.4.1: 16x16, 256 tokens, 4 heads of 32".
+
+    ``size`` is the (height, width) of the first level.
+    """
+    lines = []
+    for name, layer in network.named_modules():
+        if isinstance(layer, Attention):
+            height, width = size[0] >> layer.level, size[1] >> layer.level
+            heads = "1 head" if layer.heads == 1 else f"{layer.heads} heads"
+            lines.append(
+                f"{name}: {height}x{width}, {height * width} tokens, "
+                f"{heads} of {layer.channels // layer.heads}"
+            )
+    return lines
+
+
+def pair(size: int | tuple[int, int], name: str) -> tuple[int, int]:
+    """A size given as one number or as (height, width), checked to be positive."""
+    height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    if height < 1 or width < 1:
+        raise ValueError(f"{name}: {size} is not a size in pixels; give n or (height, width)")
+    return height, width
+
+
+def round_up(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """(height, width), each rounded up to a multiple."""
+    return -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple
+
+
+def pad_by_reflection(x: Tensor, multiple: int) -> Tensor:
+    """x [N, C, H, W] grown at the bottom and the right until H and W are multiples.
+
+    The border pixel is the mirror and is not repeated; where the image is smaller than the padding
+    the reflection bounces back and forth, so any size down to 1x1 works.
+    """
+    height, width = round_up((x.shape[2], x.shape[3]), multiple)
+    for dim, size in ((2, height), (3, width)):
+        if size > x.shape[dim]:
+            x = x.index_select(dim, _reflected(x.shape[dim], size, x.device))
+    return x
+
+
+def _reflected(length: int, size: int, device: torch.device) -> Tensor:
+    """Indices 0, 1, ..., length-1, length-2, ..., 1, 0, 1, ... of the given total size."""
+    period = max(2 * (length - 1), 1)
+    position = torch.arange(size, device=device) % period
+    return torch.where(position < length, position, period - position)
+
+
+def check_sizes(
+    channels: int, channel_mults: Sequence[float], res_blocks: int, embedding: Embedding
+) -> None:
+    """Raise ValueError for arguments of a network that make none."""
+    if channels < 2 or channels % 2:
+        raise ValueError(f"channels: {channels} is not a positive even number")
+    if not channel_mults:
+        raise ValueError("channel_mults: empty; give one number per level, such as (1, 2, 4, 8)")
+    if res_blocks < 1:
+        raise ValueError(f"res_blocks: {res_blocks} is not a positive number")
+    if embedding not in get_args(Embedding):
+        raise ValueError(
+            f"embedding: {embedding!r} is unknown; choose from {', '.join(get_args(Embedding))}"
+        )

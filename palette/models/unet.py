@@ -1,0 +1,297 @@
+"""The guided-diffusion U-Net with the published parameter names (Dhariwal & Nichol 2021).
+
+It is the network of the public Palette code as well as of the paper's recipe; which of the two is
+a matter of arguments. Layout: input convolution; per level ``res_blocks`` residual blocks, then a
+downsampling; a middle of ResBlock, attention, ResBlock; per level ``res_blocks + 1`` residual
+blocks, each fed with the running features and one skip concatenated, then an upsampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from palette.models.layers import (
+    AttentionBlock,
+    AttentionOrder,
+    ConditionedSequential,
+    Downsample,
+    Embedding,
+    GroupNormSiLU,
+    ResBlock,
+    Upsample,
+    attention_levels,
+    channels_last,
+    check_sizes,
+    describe_attention,
+    noise_level,
+    number_dropouts,
+    number_of_heads,
+    pad_by_reflection,
+    pair,
+    round_up,
+    sinusoids,
+    wide,
+)
+
+
+class UNet(nn.Module):
+    """U-Net from a noisy image (concatenated behind its condition) and a noise level to a picture.
+
+    Args:
+        image_size: pixels, n or (height, width), of the training images. Only the attention
+            layers depend on it; any size runs.
+        in_channels: channels of condition and noisy image together.
+        out_channels: channels of the prediction.
+        channels: width of the first level; the noise-level embedding has four times as many.
+        channel_mults: width of each level in units of ``channels``; each level but the last halves
+            the resolution.
+        res_blocks: residual blocks a level on the way down (one more on the way up).
+        attention_resolutions: pixels of the shorter side of the feature maps that attend, at
+            ``image_size``. The middle block always attends. Empty: only the middle block.
+        dropout: probability, before the second convolution of each residual block.
+        heads: attention heads, used where ``head_channels`` is None.
+        head_channels: channels of one head.
+        heads_upsample: heads on the way up where they differ; used as ``heads`` is.
+        attention_order: how the qkv channels are packed: "legacy" (per head q, k, v) or "new".
+        scale_shift: the embedding scales and shifts the second norm (FiLM) instead of being added.
+        resblock_updown: resample inside residual blocks instead of by plain layers.
+        conv_resample: the plain resampling layers have a convolution.
+        checkpoint: recompute activations in the backward pass to save memory.
+        embedding: how the network is told the noise level; see ``layers.noise_level``.
+        num_classes: number of labels. Class ``num_classes`` stands for "no label".
+        zero_init: the last convolution of every residual block, of attention and of the network
+            starts at zero, so that each block begins as its skip connection.
+
+    ``attention_layers`` lists the layers that attend, with their resolution at ``image_size``.
+    Weights are stored channels-last.
+
+    Raises:
+        ValueError: an argument is out of range, or no feature map has a wanted resolution.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int | tuple[int, int],
+        in_channels: int,
+        out_channels: int,
+        channels: int = 64,
+        channel_mults: Sequence[float] = (1, 2, 4, 8),
+        res_blocks: int = 2,
+        attention_resolutions: Sequence[int] = (32, 16, 8),
+        dropout: float = 0.0,
+        heads: int = 1,
+        head_channels: int | None = 32,
+        heads_upsample: int | None = None,
+        attention_order: AttentionOrder = "new",
+        scale_shift: bool = True,
+        resblock_updown: bool = True,
+        conv_resample: bool = True,
+        checkpoint: bool = False,
+        embedding: Embedding = "log_snr",
+        num_classes: int | None = None,
+        zero_init: bool = True,
+    ) -> None:
+        super().__init__()
+        check_sizes(channels, channel_mults, res_blocks, embedding)
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(f"num_classes: {num_classes} is not a positive number")
+        self.channels = channels
+        self.embedding: Embedding = embedding
+        self.num_classes = num_classes
+        self.multiple = 2 ** (len(channel_mults) - 1)
+        widths = [int(mult * channels) for mult in channel_mults]
+        size = pair(image_size, "image_size")
+        padded = round_up(size, self.multiple)
+        resolutions = [min(padded) >> level for level in range(len(widths))]
+        parts = _Parts(
+            embedding_channels=4 * channels,
+            dropout=dropout,
+            scale_shift=scale_shift,
+            checkpoint=checkpoint,
+            resblock_updown=resblock_updown,
+            conv_resample=conv_resample,
+            head_channels=head_channels,
+            attention_order=attention_order,
+            attending=attention_levels(resolutions, attention_resolutions, size),
+        )
+        self.cond_embed = nn.Sequential(
+            nn.Linear(channels, 4 * channels), nn.SiLU(), nn.Linear(4 * channels, 4 * channels)
+        )
+        if num_classes is not None:
+            self.label_emb = nn.Embedding(num_classes + 1, 4 * channels)
+        self.input_blocks, skips = _down_path(parts, in_channels, widths, res_blocks, heads)
+        self.middle_block = ConditionedSequential(
+            parts.block(widths[-1], widths[-1]),
+            parts.attention(widths[-1], heads, len(widths) - 1),
+            parts.block(widths[-1], widths[-1]),
+        )
+        self.output_blocks = _up_path(parts, skips, widths, res_blocks, heads_upsample or heads)
+        self.out = nn.Sequential(
+            GroupNormSiLU(widths[0]),
+            nn.Identity(),  # the published numbering counts SiLU
+            nn.Conv2d(widths[0], out_channels, 3, padding=1),
+        )
+        self.attention_layers = describe_attention(self, padded)
+        number_dropouts(self)
+        if zero_init:
+            self._zero_outputs()
+        channels_last(self)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights, to which inputs are converted."""
+        dtype: torch.dtype = next(self.out.parameters()).dtype
+        return dtype
+
+    def _zero_outputs(self) -> None:
+        outputs: list[nn.Module] = [self.out[-1]]
+        for module in self.modules():
+            if isinstance(module, ResBlock):
+                outputs.append(module.out_layers[-1])
+            elif isinstance(module, AttentionBlock):
+                outputs.append(module.proj_out)
+        for layer in outputs:
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(
+        self,
+        x: Tensor,
+        gamma: Tensor,
+        label: Tensor | None = None,
+        seeds: Tensor | None = None,
+    ) -> Tensor:
+        """Predict from x [N, C, H, W] at noise level gamma [N] or [N, 1], in (0, 1].
+
+        ``label``: int64 [N], given exactly when the network has classes (``num_classes`` is "no
+        label"). ``seeds``: int64 [N], makes dropout a function of (seed, layer). Any H and W:
+        sizes that the network cannot halve are padded by reflection and cropped. Output
+        [N, out_channels, H, W] in the dtype the network computed in.
+        """
+        return self.body(x, self.embed(gamma, label), seeds)
+
+    def embed(self, gamma: Tensor, label: Tensor | None = None) -> Tensor:
+        """Embedding [N, 4 * channels] of noise level and label, after its SiLU.
+
+        It depends on nothing else, so a sampler that knows its noise levels computes it once.
+        """
+        if (label is None) != (self.num_classes is None):
+            raise ValueError(
+                "label: this network has no classes; leave the label out"
+                if label is not None
+                else f"label: this network has {self.num_classes} classes; give int64 [N], "
+                f"where {self.num_classes} stands for no label"
+            )
+        level = noise_level(wide(gamma.reshape(-1)), self.embedding)
+        cosines, sines = sinusoids(level, self.channels)
+        h: Tensor = self.cond_embed(torch.cat([cosines, sines], dim=1).to(self.dtype))
+        if label is not None:
+            h = h + self.label_emb(label)
+        return F.silu(h)
+
+    def body(self, x: Tensor, embedding: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """The network after ``embed``: x [N, C, H, W], embedding [N, 4 * channels]."""
+        height, width = x.shape[2:]
+        h = pad_by_reflection(x.to(self.dtype), self.multiple)
+        h = h.contiguous(memory_format=torch.channels_last)
+        skips = []
+        for block in self.input_blocks:
+            h = block(h, embedding, seeds)
+            skips.append(h)
+        h = self.middle_block(h, embedding, seeds)
+        for block in self.output_blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), embedding, seeds)
+        y: Tensor = self.out(h)
+        return y[:, :, :height, :width]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Makes the layers of one network from its options."""
+
+    embedding_channels: int
+    dropout: float
+    scale_shift: bool
+    checkpoint: bool
+    resblock_updown: bool
+    conv_resample: bool
+    head_channels: int | None
+    attention_order: AttentionOrder
+    attending: list[int]
+
+    def block(
+        self, width: int, out_width: int, resample: Literal["up", "down"] | None = None
+    ) -> ResBlock:
+        return ResBlock(
+            width,
+            out_width,
+            self.embedding_channels,
+            dropout=self.dropout,
+            scale_shift=self.scale_shift,
+            resample=resample,
+            checkpoint=self.checkpoint,
+        )
+
+    def attention(self, width: int, heads: int, level: int) -> AttentionBlock:
+        heads = number_of_heads(width, heads, self.head_channels)
+        return AttentionBlock(
+            width, heads, self.attention_order, level=level, checkpoint=self.checkpoint
+        )
+
+    def level(self, width: int, out_width: int, heads: int, level: int) -> list[nn.Module]:
+        """A residual block, and attention behind it where the level attends."""
+        layers: list[nn.Module] = [self.block(width, out_width)]
+        if level in self.attending:
+            layers.append(self.attention(out_width, heads, level))
+        return layers
+
+    def down(self, width: int) -> nn.Module:
+        if self.resblock_updown:
+            return self.block(width, width, "down")
+        return Downsample(width, self.conv_resample)
+
+    def up(self, width: int) -> nn.Module:
+        if self.resblock_updown:
+            return self.block(width, width, "up")
+        return Upsample(width, self.conv_resample)
+
+
+def _down_path(
+    parts: _Parts, in_channels: int, widths: list[int], res_blocks: int, heads: int
+) -> tuple[nn.ModuleList, list[int]]:
+    """Input blocks, and the number of channels that each of them leaves as a skip."""
+    width = widths[0]
+    blocks = [ConditionedSequential(nn.Conv2d(in_channels, width, 3, padding=1))]
+    skips = [width]
+    for level, out_width in enumerate(widths):
+        for _ in range(res_blocks):
+            blocks.append(ConditionedSequential(*parts.level(width, out_width, heads, level)))
+            width = out_width
+            skips.append(width)
+        if level < len(widths) - 1:
+            blocks.append(ConditionedSequential(parts.down(width)))
+            skips.append(width)
+    return nn.ModuleList(blocks), skips
+
+
+def _up_path(
+    parts: _Parts, skips: list[int], widths: list[int], res_blocks: int, heads: int
+) -> nn.ModuleList:
+    """Output blocks, which take the skips in reverse order."""
+    blocks = []
+    width = widths[-1]
+    for level in reversed(range(len(widths))):
+        for number in range(res_blocks + 1):
+            layers = parts.level(width + skips.pop(), widths[level], heads, level)
+            width = widths[level]
+            if level > 0 and number == res_blocks:
+                layers.append(parts.up(width))
+            blocks.append(ConditionedSequential(*layers))
+    return nn.ModuleList(blocks)
