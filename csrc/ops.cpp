@@ -12,6 +12,8 @@ STABLE_TORCH_LIBRARY_IMPL(palette, CUDA, m) { (void)m; }
 
 #else
 
-STABLE_TORCH_LIBRARY_IMPL(palette, CPU, m) { (void)m; }
+#include "cpu/ops.h"
+
+STABLE_TORCH_LIBRARY_IMPL(palette, CPU, m) { m.impl("noise", TORCH_BOX(&palette::cpu::noise)); }
 
 #endif
