@@ -40,7 +40,7 @@ from palette._archive import CheckpointError as CheckpointError
 from palette._durable import flush, remove, sweep, writing
 
 FORMAT = 1
-WEIGHTS = ("model", "ema")
+ALL = ("model", "ema", "trainer")
 MAX_META_BYTES = 16 * 2**20
 _STEP = re.compile(r"step_(\d{8,})")
 
@@ -50,17 +50,28 @@ class Checkpoint:
     """What a checkpoint holds; parts that were not asked for are empty."""
 
     path: Path
-    config: str  # YAML text, for palette.config.parse
+    config: str  # YAML text, for palette.config.from_yaml
     meta: dict[str, Any]
     model: dict[str, Tensor] = field(default_factory=dict)
     ema: dict[str, Tensor] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
-    hash: str = ""  # first 12 digits of the SHA-256 of the file with the averaged weights
+    digest: str = ""  # first 12 digits of the SHA-256 of the file with the weights
     skipped: tuple[str, ...] = ()  # newer checkpoints passed over by latest(), with the reason
 
     @property
     def step(self) -> int:
         return int(self.meta.get("step", 0))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What sampling needs of a checkpoint; fields as in :class:`Checkpoint`."""
+
+    state: dict[str, Tensor]
+    config: str
+    digest: str
+    step: int
+    skipped: tuple[str, ...]
 
 
 def save(
@@ -116,7 +127,7 @@ def steps(run_dir: str | Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def latest(run_dir: str | Path, parts: Sequence[str] = (*WEIGHTS, "trainer")) -> Checkpoint:
+def latest(run_dir: str | Path, parts: Sequence[str] = ALL) -> Checkpoint:
     """The newest checkpoint of a run that passes verification; ``skipped`` says what was wrong
     with newer ones.
 
@@ -136,7 +147,7 @@ def latest(run_dir: str | Path, parts: Sequence[str] = (*WEIGHTS, "trainer")) ->
     raise CheckpointError(f"{run_dir}: holds no checkpoint (looked for checkpoints/step_*)")
 
 
-def load(path: str | Path, parts: Sequence[str] = (*WEIGHTS, "trainer")) -> Checkpoint:
+def load(path: str | Path, parts: Sequence[str] = ALL) -> Checkpoint:
     """Load a run directory (its newest good checkpoint), a checkpoint directory or an exported
     file. Every part that is loaded is verified first.
 
@@ -154,6 +165,24 @@ def load(path: str | Path, parts: Sequence[str] = (*WEIGHTS, "trainer")) -> Chec
     if not path.exists():
         raise CheckpointError(f"{path}: no such checkpoint or run directory")
     return _load_exported(path)
+
+
+def open_model(path: str | Path, weights: str = "ema") -> Weights:
+    """The weights to sample from, of anything :func:`load` takes.
+
+    Args:
+        weights: ``ema`` (averaged) or ``raw``.
+
+    Raises:
+        CheckpointError: as :func:`load`; an exported file has no raw weights.
+    """
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights must be ema or raw; got {weights!r}")
+    found = load(path, ("ema",) if weights == "ema" else ("model",))
+    state = found.ema if weights == "ema" else found.model
+    if not state:
+        raise CheckpointError(f"{path}: holds no {weights} weights")
+    return Weights(state, found.config, found.digest, found.step, found.skipped)
 
 
 def verify(path: str | Path, names: Sequence[str] | None = None) -> dict[str, Any]:
@@ -275,7 +304,7 @@ def load_torch(path: str | Path, *, max_bytes: int = 64 * 2**30) -> Any:
 
 
 def _load_directory(path: Path, parts: Sequence[str]) -> Checkpoint:
-    weights = {part: f"{part}.safetensors" for part in WEIGHTS if part in parts}
+    weights = {part: f"{part}.safetensors" for part in ("ema", "model") if part in parts}
     names = [*weights.values(), "config.yaml", *(["trainer.pt"] if "trainer" in parts else [])]
     meta = verify(path, names)
     missing = [name for name in names if name not in meta["files"]]
@@ -289,7 +318,7 @@ def _load_directory(path: Path, parts: Sequence[str]) -> Checkpoint:
         model=loaded.get("model", {}),
         ema=loaded.get("ema", {}),
         trainer=load_torch(path / "trainer.pt") if "trainer" in parts else {},
-        hash=str(meta["files"].get("ema.safetensors", {}).get("sha256", ""))[:12],
+        digest=str(meta["files"][names[0]]["sha256"])[:12],
     )
 
 
@@ -308,7 +337,7 @@ def _load_exported(path: Path) -> Checkpoint:
         ) from None
     digest = _facts(path)["sha256"][:12]
     return Checkpoint(
-        path=path, config=metadata["palette.config"], meta=meta, ema=tensors, hash=digest
+        path=path, config=metadata["palette.config"], meta=meta, ema=tensors, digest=digest
     )
 
 

@@ -245,10 +245,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the file is missing or unreadable, or anything in it is wrong.
     """
-    return parse(read_text(Path(path)), origin=str(path), overrides=overrides)
+    return from_yaml(read_text(Path(path)), origin=str(path), overrides=overrides)
 
 
-def parse(text: str, *, origin: str = "config", overrides: Sequence[str] = ()) -> Config:
+def from_yaml(text: str, *, origin: str = "config", overrides: Sequence[str] = ()) -> Config:
     """A config from YAML text. ``origin`` names the text in errors.
 
     Raises:
@@ -269,7 +269,7 @@ def parse(text: str, *, origin: str = "config", overrides: Sequence[str] = ()) -
 
 
 def to_yaml(config: Config) -> str:
-    """The whole config as YAML text; ``parse`` gives an equal one back."""
+    """The whole config as YAML text; ``from_yaml`` gives an equal one back."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
@@ -284,7 +284,7 @@ def fixed_differences(before: Config, after: Config) -> list[str]:
     return found
 
 
-def describe() -> str:
+def help_text() -> str:
     """Every option with type, range, default and explanation: ``palette train --help-config``."""
     lines: list[str] = []
     section = ""
