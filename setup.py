@@ -304,7 +304,7 @@ class FreshBuild(build):
     """Starts from an empty build/lib: what a former build left there would be packed again."""
 
     def run(self) -> None:
-        if not self.editable_mode and Path(self.build_lib).resolve().is_relative_to(ROOT / "build"):
+        if Path(self.build_lib).resolve().is_relative_to(ROOT / "build"):
             shutil.rmtree(self.build_lib, ignore_errors=True)
         super().run()
 
