@@ -1,0 +1,392 @@
+"""The step engine: walks a network from noise to images, one ``ops.reverse_step`` a step.
+
+All levels are known in advance, so the noise-level embeddings of every step are computed before the
+loop where the network allows it. Inside the loop nothing is read back by the host, the step counter
+lives on the device, and each step writes its result straight into the next network input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from palette import ops
+from palette.diffusion.schedule import Array
+from palette.diffusion.solvers import coefficients
+
+OnStep = Callable[[int, Tensor], object]
+"""``on_step(i, image)`` after step i (from 0), image float32 [N, C, H, W]: the clean image
+predicted in this step, or the state after it. The next step overwrites it: clone what to keep."""
+
+KEPT_BUFFERS = 4
+"""How many shapes a sampler keeps buffers for."""
+
+
+class CancelledError(Exception):
+    """``on_step`` returned False."""
+
+
+class Sampler:
+    """Draws images from a network along a fixed grid of noise levels.
+
+    Args:
+        network: called as ``network(x, gamma)`` or, with labels, ``network(x, gamma, label)``,
+            with x [N, C'+C, H, W] (condition first, then the noisy image), gamma float32 [N] in
+            (0, 1] and label int64 [N]; returns [N, C, H, W]. Where it offers
+            ``embed(gamma, label)`` and ``body(x, embedding)``, the embeddings of all steps are
+            computed once.
+        levels: float64 [S+1], increasing, from ``schedule.spaced`` or ``schedule.published``.
+        solver: "dpmpp_2m", "ddim" or "ddpm".
+        prediction: what the network answers: "epsilon", "x0" or "v".
+        eta: share of fresh noise, for ``ddim`` only.
+        guidance: weight of the label (classifier-free guidance, Ho and Salimans 2022): the answer
+            is null + guidance * (labelled - null), two evaluations a step unless it is 1.
+        dtype: of the network input. A network whose weights have another dtype runs under
+            autocast; the state is float32 in any case.
+
+    Buffers are kept for the last few shapes. One sampler serves one call at a time.
+
+    Raises ValueError for an argument that makes no sense (see ``solvers.coefficients``).
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., Tensor],
+        levels: Array,
+        *,
+        solver: str = "dpmpp_2m",
+        prediction: str = "epsilon",
+        eta: float = 0.0,
+        guidance: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.network = network
+        self.levels: Array = np.asarray(levels, dtype=np.float64)
+        self.table = coefficients(solver, self.levels, prediction, eta)
+        self.guidance = guidance
+        self.dtype = dtype
+        self.steps: int = self.table.shape[0]
+        self._needs_history = bool((self.table[:, 4] != 0.0).any())
+        self._draws_noise = bool((self.table[:, 5] != 0.0).any())
+        self._buffers: OrderedDict[tuple[object, ...], _Buffers] = OrderedDict()
+
+    @torch.no_grad()
+    def sample(
+        self,
+        condition: Tensor,
+        *,
+        seeds: Tensor | Sequence[int],
+        channels: int = 3,
+        known: Tensor | None = None,
+        mask: Tensor | None = None,
+        label: Tensor | None = None,
+        initial: Tensor | None = None,
+        noises: Tensor | Sequence[Tensor] | None = None,
+        batch_size: int | None = None,
+        on_step: OnStep | None = None,
+        preview: Literal["x0", "state"] = "x0",
+        progress: bool = False,
+    ) -> Tensor:
+        """Draw one image per seed; the same seed gives the same image in any batch.
+
+        Args:
+            condition: [N, C', H, W] in [-1, 1]; C' is 0 for an unconditional network.
+            seeds: one 64-bit integer per image.
+            channels: C of the images.
+            known, mask: [N, C, H, W] and [N, 1, H, W] (1 = hole): pixels outside the hole are
+                those of ``known`` after every step and, unless ``initial`` is given, before the
+                first.
+            label: int64 [N].
+            initial: the first state, in place of noise drawn from the seeds.
+            noises: [S, N, C, H, W], or a tensor per step, in place of noise drawn from the seeds;
+                the last may be missing where the last step draws none.
+            batch_size: evaluate at most so many images at once, one group after another.
+            on_step: called after every step of every group (see ``OnStep``); returning False
+                stops the sampling.
+            preview: what ``on_step`` is shown.
+            progress: show a bar, if the standard error is a terminal.
+
+        Returns:
+            [N, C, H, W] float32, in [-1, 1] where the levels end at 1.0.
+
+        Raises:
+            ValueError: shapes or numbers that do not fit each other.
+            CancelledError: ``on_step`` returned False. Its own exceptions pass through unchanged.
+        """
+        task = _Task.checked(
+            condition, seeds, channels, known, mask, label, initial, self._noises(noises)
+        )
+        count, device = len(task.seeds), condition.device
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+        group = max(1, min(batch_size or count, count))
+        starts = range(0, count, group)
+        result = torch.empty(task.shape, dtype=torch.float32, device=device)
+        total, hidden = self.steps * len(starts), None if progress else True
+        bar = tqdm(total=total, desc="sampling", unit="step", disable=hidden)
+        with bar, self._evaluation(device):
+            for start in starts:
+                rows = slice(start, start + group)
+                run = self._run(task.part(rows), preview == "x0" and on_step is not None)
+                for i, (x0, state) in enumerate(run):
+                    bar.update()
+                    shown = state if x0 is None or preview == "state" else x0
+                    if on_step is not None and on_step(i, shown) is False:
+                        raise CancelledError(f"stopped by on_step after step {i + 1} of {self.steps}")
+                result[rows] = state
+        return result
+
+    def _run(self, task: _Task, wants_x0: bool) -> Iterator[tuple[Tensor | None, Tensor]]:
+        """Yield (x0 if it is kept, state) after every step for one group of images."""
+        device = task.condition.device
+        table = torch.from_numpy(self.table.astype(np.float32)).to(device)
+        buffers = self._buffers_for(task, self._needs_history or wants_x0)
+        buffers.start(task)
+        evaluate = self._evaluator(task)
+        draws = self._draws_noise and task.noises is None
+        for i in range(self.steps):
+            ops.reverse_step(
+                buffers.state,
+                evaluate(buffers.inputs, buffers.step),
+                table,
+                buffers.step,
+                seeds=task.seeds if draws else None,
+                noise=task.noise(i),
+                history=buffers.history,
+                known=task.known,
+                mask=task.mask,
+                slot=buffers.slot,
+            )
+            buffers.step.add_(1)
+            yield buffers.history, buffers.state
+
+    def _evaluator(self, task: _Task) -> Callable[[Tensor, Tensor], Tensor]:
+        """The network as a function of (input, device step), guidance included."""
+        labelled = self._branch(task, task.label)
+        if self.guidance == 1.0:
+            return labelled
+        classes = getattr(self.network, "num_classes", None)
+        if task.label is None or classes is None:
+            raise ValueError(
+                f"guidance is {self.guidance}, expected 1 without labels and num_classes"
+            )
+        unlabelled = self._branch(task, torch.full_like(task.label, classes))
+
+        def guided(x: Tensor, step: Tensor) -> Tensor:
+            return torch.lerp(unlabelled(x, step).float(), labelled(x, step).float(), self.guidance)
+
+        return guided
+
+    def _branch(self, task: _Task, label: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+        """The network with one label per image, its embeddings computed ahead if it offers them."""
+        network: Any = self.network
+        count = task.seeds.shape[0]
+        gammas = torch.from_numpy(self.levels[:-1].astype(np.float32)).to(task.seeds.device)
+
+        if hasattr(network, "embed") and hasattr(network, "body"):
+            if label is None:
+                rows = network.embed(gammas).unsqueeze(1)  # [S, 1, E]
+            else:
+                rows = network.embed(gammas.repeat_interleave(count), label.repeat(self.steps))
+                rows = rows.unflatten(0, (self.steps, count))  # [S, N, E]
+
+            def embedded(x: Tensor, step: Tensor) -> Tensor:
+                row = rows.index_select(0, step.view(1)).squeeze(0).expand(count, -1)
+                output: Tensor = network.body(x, row)
+                return output
+
+            return embedded
+
+        labels = () if label is None else (label,)
+
+        def plain(x: Tensor, step: Tensor) -> Tensor:
+            output: Tensor = network(x, gammas.index_select(0, step.view(1)).expand(count), *labels)
+            return output
+
+        return plain
+
+    @contextlib.contextmanager
+    def _evaluation(self, device: torch.device) -> Iterator[None]:
+        """The network in evaluation mode, and under autocast where its weights differ in dtype."""
+        network = self.network
+        parameters = network.parameters() if isinstance(network, nn.Module) else iter(())
+        weights = {p.dtype for p in parameters if p.is_floating_point()}
+        half = self.dtype in (torch.bfloat16, torch.float16)
+        training = isinstance(network, nn.Module) and network.training
+        if isinstance(network, nn.Module) and training:
+            network.eval()
+        try:
+            with torch.autocast(
+                device.type,
+                dtype=self.dtype if half else None,
+                enabled=half and weights != {self.dtype},
+            ):
+                yield
+        finally:
+            if isinstance(network, nn.Module) and training:
+                network.train()
+
+    def _noises(self, given: Tensor | Sequence[Tensor] | None) -> list[Tensor] | None:
+        if given is None:
+            return None
+        noises = list(given)
+        needed = self.steps - int(self.table[-1, 5] == 0.0)
+        if not needed <= len(noises) <= self.steps:
+            raise ValueError(f"noises has {len(noises)} entries, expected {needed}")
+        return noises
+
+    def _buffers_for(self, task: _Task, history: bool) -> _Buffers:
+        key = (*task.condition.shape, *task.shape, history, task.condition.device)
+        if key not in self._buffers:
+            self._buffers[key] = _Buffers.empty(task, history, self.dtype)
+            if len(self._buffers) > KEPT_BUFFERS:
+                self._buffers.popitem(last=False)
+        self._buffers.move_to_end(key)
+        return self._buffers[key]
+
+
+@dataclass(frozen=True)
+class _Buffers:
+    """What a group of images of one shape needs at every step, at addresses that never change."""
+
+    inputs: Tensor  # [N, C'+C, H, W] in the network's dtype, channels-last
+    slot: Tensor  # its last C channels
+    state: Tensor  # [N, C, H, W] float32, channels-last
+    history: Tensor | None  # like state
+    step: Tensor  # int64 scalar
+
+    @classmethod
+    def empty(cls, task: _Task, history: bool, dtype: torch.dtype) -> _Buffers:
+        count, extra, height, width = task.condition.shape
+        device, layout = task.condition.device, torch.channels_last
+        channels = extra + task.shape[1]
+        inputs = torch.empty(
+            (count, channels, height, width), dtype=dtype, device=device, memory_format=layout
+        )
+        state = torch.empty(task.shape, device=device, memory_format=layout)
+        return cls(
+            inputs=inputs,
+            slot=inputs[:, extra:],
+            state=state,
+            history=torch.empty_like(state) if history else None,
+            step=torch.zeros((), dtype=torch.int64, device=device),
+        )
+
+    def start(self, task: _Task) -> None:
+        """Set everything for the first step."""
+        self.step.zero_()
+        if self.history is not None:
+            self.history.zero_()
+        state = task.initial
+        if state is None:
+            state = ops.noise(task.seeds, 0, task.shape[1:])
+            if task.known is not None and task.mask is not None:
+                state = task.known * (1.0 - task.mask) + task.mask * state
+        self.state.copy_(state)
+        self.inputs[:, : self.inputs.shape[1] - state.shape[1]].copy_(task.condition)
+        self.slot.copy_(state)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The checked arguments of one call; tensors have one entry per image."""
+
+    condition: Tensor
+    seeds: Tensor  # int64
+    shape: tuple[int, int, int, int]  # of the result
+    known: Tensor | None
+    mask: Tensor | None
+    label: Tensor | None
+    initial: Tensor | None
+    noises: list[Tensor] | None
+
+    @classmethod
+    def checked(
+        cls,
+        condition: Tensor,
+        seeds: Tensor | Sequence[int],
+        channels: int,
+        known: Tensor | None,
+        mask: Tensor | None,
+        label: Tensor | None,
+        initial: Tensor | None,
+        noises: list[Tensor] | None,
+    ) -> _Task:
+        if condition.dim() != 4:
+            raise ValueError(f"condition has shape {list(condition.shape)}, expected [N, C', H, W]")
+        count, _, height, width = condition.shape
+        shape = (count, channels, height, width)
+        if (known is None) != (mask is None):
+            raise ValueError("known and mask belong together, expected both or neither")
+        if mask is not None:
+            mask = _float(_shaped("mask", mask, (count, 1, height, width)))
+        expected = {"known": known, "initial": initial}
+        for i, noise in enumerate(noises or ()):
+            expected[f"noises[{i}]"] = noise
+        for name, value in expected.items():
+            if value is not None:
+                _shaped(name, value, shape)
+        return cls(
+            condition=condition,
+            seeds=_seeds(seeds, count, condition.device),
+            shape=shape,
+            known=None if known is None else _float(known),
+            mask=mask,
+            label=None if label is None else _shaped("label", label, (count,)),
+            initial=initial,
+            noises=None if noises is None else [_float(noise) for noise in noises],
+        )
+
+    def noise(self, step: int) -> Tensor | None:
+        """What was given for a step."""
+        return self.noises[step] if self.noises is not None and step < len(self.noises) else None
+
+    def part(self, rows: slice) -> _Task:
+        """The task of some of the images."""
+
+        def cut(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[rows]
+
+        condition = self.condition[rows]
+        return _Task(
+            condition=condition,
+            seeds=self.seeds[rows],
+            shape=(len(condition), *self.shape[1:]),
+            known=cut(self.known),
+            mask=cut(self.mask),
+            label=cut(self.label),
+            initial=cut(self.initial),
+            noises=None if self.noises is None else [noise[rows] for noise in self.noises],
+        )
+
+
+def _shaped(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name} has shape {list(value.shape)}, expected {list(shape)}")
+    return value
+
+
+def _float(image: Tensor) -> Tensor:
+    """The image as float32 in the layout of the buffers."""
+    return image.to(torch.float32).contiguous(memory_format=torch.channels_last)
+
+
+def _seeds(seeds: Tensor | Sequence[int], count: int, device: torch.device) -> Tensor:
+    """Seeds as int64 [N]; integers of up to 64 bits wrap into the sign."""
+    if not isinstance(seeds, Tensor):
+        signed = [(int(seed) + 2**63) % 2**64 - 2**63 for seed in seeds]
+        seeds = torch.tensor(signed, dtype=torch.int64)
+    if seeds.dtype != torch.int64 or tuple(seeds.shape) != (count,):
+        raise ValueError(
+            f"seeds is {seeds.dtype} of shape {list(seeds.shape)}, expected int64 [{count}],"
+            " one per image of the condition"
+        )
+    return seeds.to(device)

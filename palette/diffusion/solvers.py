@@ -1,0 +1,139 @@
+"""Solvers of the reverse process: tables of coefficients that ``ops.reverse_step`` walks down.
+
+A row (a, b, c1, c2, c3, sigma) says, for network output o at noise level gamma_i:
+
+    x0 = clamp(a y + b o, -1, 1)
+    y' = c1 x0 + c2 y + c3 x0_before + sigma z,   z ~ N(0, 1)
+
+so y' is at level gamma_{i+1}. A solver is a plain function from the increasing levels [S+1] (noise
+to image, the last as a rule 1.0) and the kind of prediction to a float64 table [S, 6].
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from palette.diffusion.schedule import Array
+
+PREDICTIONS: tuple[str, ...] = ("epsilon", "x0", "v")
+
+
+def ddpm(levels: Array, prediction: str = "epsilon") -> Array:
+    """Ancestral sampling with the posterior ("small") variance (Ho et al. 2020, eq. 6-7).
+
+    On ``schedule.published`` levels the float32 table is the one of the public Palette code.
+    """
+    levels, following = _pairs(levels)
+    beta = 1.0 - levels / following
+    variance = beta * (1.0 - following) / (1.0 - levels)
+    # The public code keeps the log variance as float32, which shows in the seventh digit.
+    log_variance = np.log(np.maximum(variance, 1e-20)).astype(np.float32).astype(np.float64)
+    return _table(
+        levels,
+        prediction,
+        c1=beta * np.sqrt(following) / (1.0 - levels),
+        c2=(1.0 - following) * np.sqrt(levels / following) / (1.0 - levels),
+        sigma=np.where(variance > 0.0, np.exp(0.5 * log_variance), 0.0),
+    )
+
+
+def ddim(levels: Array, prediction: str = "epsilon", eta: float = 0.0) -> Array:
+    """DDIM (Song et al. 2021, eq. 12 and 16), deterministic at eta 0, ``ddpm`` at eta 1.
+
+    Epsilon is derived again from the clamped x0. Raises ValueError unless eta is in [0, 1].
+    """
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta is {eta}, expected a number in [0, 1]")
+    levels, following = _pairs(levels)
+    variance = eta**2 * (1.0 - following) / (1.0 - levels) * (1.0 - levels / following)
+    c2 = np.sqrt((1.0 - following - variance) / (1.0 - levels))
+    return _table(
+        levels,
+        prediction,
+        c1=np.sqrt(following) - np.sqrt(levels) * c2,
+        c2=c2,
+        sigma=np.sqrt(variance),
+    )
+
+
+def dpmpp_2m(levels: Array, prediction: str = "epsilon") -> Array:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order, one evaluation a step.
+
+    The first step, and a last one to gamma = 1, are of first order: there is no x0 before the one,
+    and the other is infinitely long in log-SNR, where x0 itself is the answer.
+    """
+    levels, following = _pairs(levels)
+    first_order, decay = _exponential(levels, following)
+    width = np.diff(_half_log_snr(np.append(levels, following[-1])))
+    extrapolation = np.zeros_like(levels)
+    extrapolation[1:] = 0.5 * width[1:] / width[:-1]
+    extrapolation[following == 1.0] = 0.0
+    return _table(
+        levels,
+        prediction,
+        c1=first_order * (1.0 + extrapolation),
+        c2=decay,
+        c3=-first_order * extrapolation,
+    )
+
+
+SOLVERS = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m}
+
+
+def coefficients(
+    solver: str, levels: Array, prediction: str = "epsilon", eta: float = 0.0
+) -> Array:
+    """The table of a solver by name; ``eta`` belongs to ``ddim`` alone.
+
+    Raises ValueError for an unknown solver or prediction, an eta that the solver has no use for,
+    and levels that do not increase inside (0, 1].
+    """
+    if solver not in SOLVERS:
+        raise ValueError(f"solver is '{solver}', expected one of {', '.join(SOLVERS)}")
+    if solver == "ddim":
+        return ddim(levels, prediction, eta)
+    if eta != 0.0:
+        raise ValueError(f"eta is {eta}, expected 0 with solver '{solver}' (only ddim has an eta)")
+    return SOLVERS[solver](levels, prediction)
+
+
+def _pairs(levels: Array) -> tuple[Array, Array]:
+    """Check the levels [S+1] and split them: those evaluated [S], those reached [S]."""
+    levels = np.asarray(levels, dtype=np.float64)
+    if levels.ndim != 1 or levels.shape[0] < 2:
+        raise ValueError(f"levels has shape {levels.shape}, expected [steps + 1], at least 2")
+    if not (levels[0] > 0.0 and levels[-1] <= 1.0 and bool((np.diff(levels) > 0.0).all())):
+        raise ValueError("levels must increase strictly inside (0, 1], from noise to image")
+    return levels[:-1], levels[1:]
+
+
+def _half_log_snr(levels: Array) -> Array:
+    """Lambda of the DPM-Solver papers, ln(signal amplitude / noise amplitude), infinite at 1."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(0.5 * (np.log(levels) - np.log1p(-levels)), dtype=np.float64)
+
+
+def _exponential(levels: Array, following: Array) -> tuple[Array, Array]:
+    """Weights of x0 and y in the step that is exact for a constant x0 (DDIM without noise)."""
+    decay = np.sqrt((1.0 - following) / (1.0 - levels))
+    return np.sqrt(following) - np.sqrt(levels) * decay, decay
+
+
+def _table(
+    levels: Array,
+    prediction: str,
+    *,
+    c1: Array,
+    c2: Array,
+    c3: Array | float = 0.0,
+    sigma: Array | float = 0.0,
+) -> Array:
+    if prediction == "epsilon":
+        a, b = np.sqrt(1.0 / levels), -np.sqrt(1.0 / levels - 1.0)
+    elif prediction == "x0":
+        a, b = np.zeros_like(levels), np.ones_like(levels)
+    elif prediction == "v":
+        a, b = np.sqrt(levels), -np.sqrt(1.0 - levels)
+    else:
+        raise ValueError(f"prediction is '{prediction}', expected one of {', '.join(PREDICTIONS)}")
+    return np.stack(np.broadcast_arrays(a, b, c1, c2, c3, sigma), axis=1)
