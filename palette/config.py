@@ -5,160 +5,170 @@ checked element by element. A mistake is one line that names the file and line, 
 was found and what would be right.
 """
 
-# ruff: noqa: RUF009 - _option() returns a dataclasses.field, which is what RUF009 asks for
+# ruff: noqa: RUF009 - option() returns a dataclasses.field, which is what RUF009 asks for
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from palette._config_option import Option, option
 from palette._config_text import ConfigError as ConfigError
 from palette._config_text import entries, override, read_text
 
 
-def _option(
-    default: Any,
-    doc: str,
-    *,
-    unit: str = "",
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    empty: bool = False,
-    pair: bool = False,
-    fixed: bool = False,
-) -> Any:
-    """One option. ``low``/``high`` are inclusive, ``above``/``below`` exclusive, and hold for each
-    element of a list; ``empty`` allows an empty list, ``pair`` wants exactly two elements;
-    ``fixed`` options cannot change on resume."""
-    facts = {"doc": doc, "unit": unit, "low": low, "high": high, "above": above, "below": below}
-    facts |= {"empty": empty, "pair": pair, "fixed": fixed}
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata=facts)
-    return dataclasses.field(default=default, metadata=facts)
+def _tasks() -> list[str]:
+    from palette.data.tasks import TASKS  # when asked: a program may register its own
+
+    return sorted(TASKS)
+
+
+def _masks() -> list[str]:
+    from palette.data.masks import MASKS
+
+    return list(MASKS)
+
+
+def _sources() -> list[str]:
+    from palette.data.sources import SOURCES
+
+    return sorted(SOURCES)
 
 
 @dataclasses.dataclass
 class Run:
-    dir: str = _option("runs/default", "directory that receives everything the run writes")
-    seed: int = _option(
+    dir: str = option("runs/default", "directory that receives everything the run writes")
+    seed: int = option(
         0, "every random choice is a function of it and the sample", low=0, high=2**63 - 1
     )
 
 
 @dataclasses.dataclass
 class Model:
-    kind: Literal["unet", "sr3"] = _option("unet", "architecture of the network", fixed=True)
-    channels: int = _option(64, "width of the first level", low=1, fixed=True)
-    channel_mults: list[int] = _option(
+    kind: Literal["unet", "sr3"] = option("unet", "architecture of the network", fixed=True)
+    channels: int = option(64, "width of the first level", low=1, fixed=True)
+    channel_mults: list[int] = option(
         [1, 2, 4, 8], "width of each level, in units of channels", low=1, fixed=True
     )
-    res_blocks: int = _option(2, "residual blocks per level", low=1, fixed=True)
-    attention_resolutions: list[int] = _option(
+    res_blocks: int = option(2, "residual blocks per level", low=1, fixed=True)
+    attention_resolutions: list[int] = option(
         [32, 16, 8], "feature maps that attend", unit="pixels", low=1, empty=True, fixed=True
     )
-    heads: int = _option(1, "attention heads where head_channels is null", low=1, fixed=True)
-    head_channels: int | None = _option(
+    heads: int = option(1, "attention heads where head_channels is null", low=1, fixed=True)
+    head_channels: int | None = option(
         32, "channels per attention head; null: use heads", low=1, fixed=True
     )
-    heads_upsample: int | None = _option(
+    heads_upsample: int | None = option(
         None, "heads on the way up; null: as heads", low=1, fixed=True
     )
-    attention_order: Literal["new", "legacy"] = _option(
+    attention_order: Literal["new", "legacy"] = option(
         "new", "how the heads lie in the packed query, key and value", fixed=True
     )
-    scale_shift: bool = _option(
+    scale_shift: bool = option(
         True, "noise level scales and shifts each normalisation; false: is added", fixed=True
     )
-    resblock_updown: bool = _option(True, "resize inside residual blocks", fixed=True)
-    conv_resample: bool = _option(
-        True, "convolve when resizing outside residual blocks", fixed=True
-    )
-    embedding: Literal["log_snr", "gamma"] = _option(
+    resblock_updown: bool = option(True, "resize inside residual blocks", fixed=True)
+    conv_resample: bool = option(True, "convolve when resizing outside residual blocks", fixed=True)
+    embedding: Literal["log_snr", "gamma"] = option(
         "log_snr", "what of the noise level is embedded", fixed=True
     )
-    prediction: Literal["epsilon", "x0", "v"] = _option(
+    prediction: Literal["epsilon", "x0", "v"] = option(
         "epsilon", "what the network predicts", fixed=True
     )
-    num_classes: int | None = _option(
+    num_classes: int | None = option(
         None, "classes to condition on; null: no labels", low=1, fixed=True
     )
-    dropout: float = _option(0.0, "share of activations dropped in training", low=0, below=1)
-    checkpoint: bool = _option(False, "recompute activations in backward to save memory")
+    dropout: float = option(0.0, "share of activations dropped in training", low=0, below=1)
+    checkpoint: bool = option(False, "recompute activations in backward to save memory")
 
 
 @dataclasses.dataclass
 class Schedule:
     name: Literal[
         "linear", "quad", "quadratic", "const", "warmup10", "warmup50", "jsd", "cosine", "sigmoid"
-    ] = _option("linear", "how beta goes from start to end", fixed=True)
-    steps: int = _option(2000, "noise levels of the training grid", low=2, high=10**6, fixed=True)
-    start: float = _option(1e-6, "first beta", above=0, below=1, fixed=True)
-    end: float = _option(0.01, "last beta", above=0, below=1, fixed=True)
+    ] = option("linear", "how beta goes from start to end", fixed=True)
+    steps: int = option(2000, "noise levels of the training grid", low=2, high=10**6, fixed=True)
+    start: float = option(1e-6, "first beta", above=0, below=1, fixed=True)
+    end: float = option(0.01, "last beta", above=0, below=1, fixed=True)
 
 
 @dataclasses.dataclass
 class Task:
-    name: Literal["inpaint"] = _option("inpaint", "what the model learns to do", fixed=True)
-    mask: Literal["hybrid", "center", "box", "free_form", "irregular"] = _option(
-        "hybrid", "kind of hole drawn for training"
+    name: str = option("inpaint", "what the model learns to do", known=_tasks, fixed=True)
+    mask: str = option(
+        "hybrid",
+        "hole drawn for training, or path of a mask or a folder of masks",
+        known=_masks,
+        paths=True,
     )
 
 
 @dataclasses.dataclass
 class Data:
-    source: Literal["photos", "folder", "list"] = _option(
-        "photos", "photos: the pictures inside scikit-image; folder, list: yours at data.path"
+    source: str = option(
+        "photos",
+        "photos: the pictures inside scikit-image; folder, list: yours at data.path",
+        known=_sources,
     )
-    path: str = _option("", "folder of images, or text file of paths")
-    image_size: int | list[int] = _option(
+    path: str = option("", "folder of images, or text file of paths")
+    image_size: int | list[int] = option(
         64, "side, or [height, width]", unit="pixels", low=1, high=65536, pair=True, fixed=True
     )
-    batch_size: int = _option(16, "samples per step, over all processes", low=1)
-    workers: int = _option(0, "loader processes; 0 loads in the training process", low=0, high=512)
-    validation: int = _option(64, "samples held out, never trained on", low=0)
-    samples_per_epoch: int = _option(4096, "crops per epoch of data.source=photos", low=1)
-    flip: bool = _option(True, "mirror half of the training samples")
+    batch_size: int = option(16, "samples per step, over all processes", low=1)
+    workers: int = option(0, "loader processes; 0 loads in the training process", low=0, high=512)
+    validation: int = option(64, "samples held out, never trained on", low=0)
+    samples_per_epoch: int = option(4096, "crops per epoch of data.source=photos", low=1)
+    flip: bool = option(True, "mirror half of the training samples")
 
 
 @dataclasses.dataclass
 class Train:
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = _option(
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "auto: bfloat16 where it is fast, else float32 (float16 on sm_75)"
     )
-    steps: int = _option(10000, "optimizer steps in all", unit="steps", low=1)
-    lr: float = _option(1e-4, "learning rate after warm-up", above=0, high=10)
-    warmup: int = _option(0, "linear rise of the learning rate", unit="steps", low=0)
-    weight_decay: float = _option(0.0, "of AdamW", low=0, high=10)
-    betas: list[float] = _option([0.9, 0.999], "of AdamW", low=0, below=1, pair=True)
-    clip: float = _option(1.0, "largest gradient norm; 0 never clips", low=0)
-    accumulate: int = _option(1, "backward passes that share one step's batch", low=1)
-    ema_decay: float = _option(
+    steps: int = option(10000, "optimizer steps in all", unit="steps", low=1)
+    lr: float = option(1e-4, "learning rate after warm-up", above=0, high=10)
+    warmup: int = option(0, "linear rise of the learning rate", unit="steps", low=0)
+    weight_decay: float = option(0.0, "of AdamW", low=0, high=10)
+    betas: list[float] = option([0.9, 0.999], "of AdamW", low=0, below=1, pair=True)
+    clip: float = option(1.0, "largest gradient norm; 0 never clips", low=0)
+    accumulate: int = option(1, "backward passes that share one step's batch", low=1)
+    ema_decay: float = option(
         0.9999, "of the averaged weights, after warm-up (1+n)/(10+n)", low=0, below=1
     )
-    loss: Literal["l2", "l1", "huber"] = _option("l2", "distance to the prediction target")
-    save_every: int = _option(1000, "between checkpoints", unit="steps", low=1)
-    log_every: int = _option(10, "between lines of metrics.jsonl", unit="steps", low=1)
-    sample_every: int = _option(
+    loss: Literal["l2", "l1", "huber"] = option("l2", "distance to the prediction target")
+    save_every: int = option(1000, "between checkpoints", unit="steps", low=1)
+    log_every: int = option(10, "between lines of metrics.jsonl", unit="steps", low=1)
+    sample_every: int = option(
         1000, "between validations with the sampler; 0 never", unit="steps", low=0
     )
-    keep: int = _option(2, "newest checkpoints kept", low=2)
+    keep: int = option(2, "newest checkpoints kept", low=2)
 
 
 @dataclasses.dataclass
 class Sample:
-    solver: Literal["dpmpp_2m", "ddim", "ddpm"] = _option("dpmpp_2m", "reverse process")
-    steps: int = _option(25, "network evaluations per image", unit="steps", low=1, high=10**6)
-    eta: float = _option(0.0, "noise of ddim: 0 none, 1 ancestral", low=0, high=1)
-    count: int = _option(8, "pictures in each grid of samples", low=1, high=1024)
+    solver: Literal["dpmpp_2m", "ddim", "ddpm"] = option("dpmpp_2m", "reverse process")
+    steps: int = option(25, "network evaluations per image", unit="steps", low=1, high=10**6)
+    eta: float = option(0.0, "noise of ddim: 0 none, 1 ancestral", low=0, high=1)
+    count: int = option(8, "pictures in each grid of samples", low=1, high=1024)
+
+
+@dataclasses.dataclass
+class Summary:
+    crops: int = option(0, "held-out crops in the tables at the end; 0 writes none", low=0)
+    samples: int = option(8, "samples of each of these crops", low=1, high=1024)
+
+
+@dataclasses.dataclass
+class Summary:
+    crops: int = option(0, "validation samples of the tables at the end; 0 writes none", low=0)
+    samples: int = option(8, "samples of each", low=1)
 
 
 @dataclasses.dataclass
@@ -170,62 +180,8 @@ class Config:
     data: Data = dataclasses.field(default_factory=Data)
     train: Train = dataclasses.field(default_factory=Train)
     sample: Sample = dataclasses.field(default_factory=Sample)
-
-
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """What is known of one option: the row behind ``--help-config`` and behind every check."""
-
-    key: str
-    type: Any
-    field: dataclasses.Field[Any]
-
-    @property
-    def default(self) -> Any:
-        if self.field.default_factory is not dataclasses.MISSING:
-            return self.field.default_factory()
-        return self.field.default
-
-    def wants(self) -> str:
-        """What a right value is, in words: ``an integer, at least 1``."""
-        facts = self.field.metadata
-        words = [_type_words(self.type) + (" (two)" if facts["pair"] else "")]
-        for name, text in (("low", "at least"), ("above", "above"), ("high", "at most")):
-            if facts[name] is not None:
-                words.append(f"{text} {facts[name]}")
-        if facts["below"] is not None:
-            words.append(f"below {facts['below']}")
-        return ", ".join(words)
-
-    def accepts(self, value: Any) -> bool:
-        """Whether a value of the right type is also in range."""
-        facts = self.field.metadata
-        if isinstance(value, (list, tuple)):
-            size_ok = len(value) == 2 if facts["pair"] else (len(value) > 0 or facts["empty"])
-            return size_ok and all(self.accepts(element) for element in value)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return True
-        low, high, above, below = (facts[name] for name in ("low", "high", "above", "below"))
-        return (
-            math.isfinite(value)
-            and (low is None or value >= low)
-            and (high is None or value <= high)
-            and (above is None or value > above)
-            and (below is None or value < below)
-        )
-
-
-def _type_words(kind: Any) -> str:
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
-    names |= {type(None): "null"}
-    if kind in names:
-        return names[kind]
-    arguments = get_args(kind)
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(arguments)}" if len(arguments) > 1 else str(arguments[0])
-    if get_origin(kind) is list:
-        return f"a list of {'integers' if arguments[0] is int else 'numbers'}"
-    return " or ".join(_type_words(argument) for argument in arguments)
+    summary: Summary = dataclasses.field(default_factory=Summary)
+    summary: Summary = dataclasses.field(default_factory=Summary)
 
 
 def options() -> dict[str, Option]:
@@ -352,7 +308,7 @@ def _check_together(config: Config, origin: str) -> None:
             f"{origin}: schedule.start must not exceed schedule.end; "
             f"got {config.schedule.start} and {config.schedule.end}"
         )
-    if config.data.source != "photos" and not config.data.path:
+    if config.data.source in ("folder", "list") and not config.data.path:
         raise ConfigError(f"{origin}: data.path is needed with data.source={config.data.source}")
     if config.data.batch_size % config.train.accumulate:
         raise ConfigError(
