@@ -166,12 +166,6 @@ class Summary:
 
 
 @dataclasses.dataclass
-class Summary:
-    crops: int = option(0, "validation samples of the tables at the end; 0 writes none", low=0)
-    samples: int = option(8, "samples of each", low=1)
-
-
-@dataclasses.dataclass
 class Config:
     run: Run = dataclasses.field(default_factory=Run)
     model: Model = dataclasses.field(default_factory=Model)
@@ -180,7 +174,6 @@ class Config:
     data: Data = dataclasses.field(default_factory=Data)
     train: Train = dataclasses.field(default_factory=Train)
     sample: Sample = dataclasses.field(default_factory=Sample)
-    summary: Summary = dataclasses.field(default_factory=Summary)
     summary: Summary = dataclasses.field(default_factory=Summary)
 
 
@@ -232,10 +225,10 @@ def to_yaml(config: Config) -> str:
 def fixed_differences(before: Config, after: Config) -> list[str]:
     """Options that differ and cannot be changed on resume, as ``key: before -> after``."""
     found = []
-    for key, option in options().items():
+    for key, known in options().items():
         section, name = key.split(".")
         old, new = (getattr(getattr(config, section), name) for config in (before, after))
-        if old != new and option.field.metadata["fixed"]:
+        if old != new and known.field.metadata["fixed"]:
             found.append(f"{key}: {old} -> {new}")
     return found
 
@@ -244,17 +237,17 @@ def help_text() -> str:
     """Every option with type, range, default and explanation: ``palette train --help-config``."""
     lines: list[str] = []
     section = ""
-    for key, option in options().items():
+    for key, known in options().items():
         if key.split(".")[0] != section:
             section = key.split(".")[0]
             lines += ["", f"{section}:"] if lines else [f"{section}:"]
-        facts = option.field.metadata
+        facts = known.field.metadata
         unit = f" [{facts['unit']}]" if facts["unit"] else ""
-        default = "null" if option.default is None else option.default
+        default = "null" if known.default is None else known.default
         default = str(default).lower() if isinstance(default, bool) else default
         lines.append(f"  {key} = {default if default != '' else repr('')}{unit}")
         fixed = "; fixed once the run has started" if facts["fixed"] else ""
-        lines.append(f"      {facts['doc']} ({option.wants()}{fixed})")
+        lines.append(f"      {facts['doc']} ({known.wants()}{fixed})")
     return "\n".join(lines)
 
 
