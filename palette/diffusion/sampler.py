@@ -140,7 +140,7 @@ class Sampler:
                     bar.update()
                     shown = state if x0 is None or preview == "state" else x0
                     if on_step is not None and on_step(i, shown) is False:
-                        raise CancelledError(f"stopped by on_step after step {i + 1} of {self.steps}")
+                        raise CancelledError(f"on_step stopped after step {i + 1} of {self.steps}")
                 result[rows] = state
         return result
 

@@ -39,9 +39,7 @@ def test_buffers_equal_the_published_tables_to_the_bit(file: str) -> None:
     for phase, options in phases.items():
         ends = (options.get("linear_start", 1e-6), options.get("linear_end", 1e-2))
         tables[phase] = Schedule.from_name(options["schedule"], options["n_timestep"], *ends)
-    assert np.array_equal(
-        tables["train"].buffers()["gammas"].numpy(), golden["train_gammas_table"]
-    )
+    assert np.array_equal(tables["train"].buffers()["gammas"].numpy(), golden["train_gammas_table"])
     buffers = tables["test"].buffers()
     assert len(buffers) == 6
     for name, table in buffers.items():
@@ -91,6 +89,14 @@ def test_spaced_levels_are_uniform_in_log_snr_inside_the_trained_range(
     log_snr = np.log(levels[:-1] / (1 - levels[:-1]))
     widths = np.diff(log_snr)
     np.testing.assert_allclose(widths, widths.mean() if steps > 1 else 0, rtol=1e-6)
+
+
+def test_spaced_levels_may_go_up_to_the_last_one_trained() -> None:
+    schedule = Schedule.from_name("linear", 2000)
+    assert spaced(schedule, 9)[-2] == pytest.approx(0.9999)
+    assert spaced(schedule, 9, highest=1.0)[-2] == pytest.approx(schedule.range[1], rel=1e-12)
+    with pytest.raises(ValueError, match="highest is 1e-06, expected a level above"):
+        spaced(schedule, 9, highest=1e-6)
 
 
 def test_draws_are_uniform_in_gamma_between_neighbouring_steps() -> None:
@@ -147,7 +153,9 @@ def test_only_what_a_schedule_uses_is_checked() -> None:
     assert betas("const", 10, -1.0, 0.1).shape == (10,)
 
 
-@pytest.mark.parametrize("gammas", [[0.5], [0.5, 0.6], [1.0, 0.5], [0.5, -0.1], [0.5, float("nan")]])
+@pytest.mark.parametrize(
+    "gammas", [[0.5], [0.5, 0.6], [1.0, 0.5], [0.5, -0.1], [0.5, float("nan")]]
+)
 def test_gammas_that_are_no_schedule(gammas: list[float]) -> None:
     with pytest.raises(ValueError, match="gammas"):
         Schedule(np.array(gammas))

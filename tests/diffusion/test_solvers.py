@@ -1,0 +1,216 @@
+"""Solvers on targets whose reverse process is known exactly, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from palette.diffusion.schedule import Schedule, published, spaced
+from palette.diffusion.solvers import PREDICTIONS, SOLVERS, coefficients, ddim, ddpm, dpmpp_2m
+from palette.ops import reverse_step
+
+Array = npt.NDArray[np.float64]
+Denoiser = Callable[[Array, float], Array]  # E[x0 | y] at gamma
+
+MEAN, SPREAD = 0.2, 0.15
+SCHEDULE = Schedule.from_name("linear", 2000, 1e-6, 0.01)
+
+
+def gaussian(y: Array, gamma: float) -> Array:
+    """E[x0 | y] for x0 ~ N(MEAN, SPREAD^2)."""
+    variance = gamma * SPREAD**2 + 1 - gamma
+    return MEAN + gamma**0.5 * SPREAD**2 / variance * (y - gamma**0.5 * MEAN)
+
+
+def mixture(y: Array, gamma: float) -> Array:
+    """E[x0 | y] for an even mixture of N(0.5, 0.1^2) and N(-0.3, 0.2^2)."""
+    total, weights = np.zeros_like(y), np.zeros_like(y)
+    for mean, spread in ((0.5, 0.1), (-0.3, 0.2)):
+        variance = gamma * spread**2 + 1 - gamma
+        distance = y - gamma**0.5 * mean
+        weight = np.exp(-0.5 * distance**2 / variance) / variance**0.5
+        total += weight * (mean + gamma**0.5 * spread**2 / variance * distance)
+        weights += weight
+    return total / weights
+
+
+def answer(denoiser: Denoiser, prediction: str, y: Array, gamma: float) -> Array:
+    """What a perfect network says."""
+    x0 = denoiser(y, gamma)
+    epsilon = (y - gamma**0.5 * x0) / (1 - gamma) ** 0.5
+    if prediction == "v":
+        return gamma**0.5 * epsilon - (1 - gamma) ** 0.5 * x0
+    return x0 if prediction == "x0" else epsilon
+
+
+def walk(
+    solver: str,
+    levels: Array,
+    start: Array,
+    denoiser: Denoiser = gaussian,
+    prediction: str = "epsilon",
+    eta: float = 0.0,
+    noise: Array | None = None,
+) -> Array:
+    """Run a table through ``reverse_step`` in float64; ``noise`` is [S, *start.shape]."""
+    table = torch.from_numpy(coefficients(solver, levels, prediction, eta))
+    state = torch.from_numpy(start.copy()).reshape(1, 1, 1, -1)
+    history = torch.zeros_like(state)
+    for i, gamma in enumerate(levels[:-1]):
+        output = torch.from_numpy(answer(denoiser, prediction, state.numpy(), gamma))
+        z = None if noise is None else torch.from_numpy(noise[i]).reshape(1, 1, 1, -1)
+        reverse_step(state, output, table, torch.tensor(i), noise=z, history=history)
+    return state.numpy().reshape(-1)
+
+
+def log_snr_grid(low: float, high: float, steps: int) -> Array:
+    """Levels uniform in log-SNR that end below 1, so that no step is infinitely long."""
+    ends = np.log([low / (1 - low), high / (1 - high)])
+    return 1 / (1 + np.exp(-np.linspace(ends[0], ends[1], steps + 1)))
+
+
+def observed_order(solver: str, exact: Array, denoiser: Denoiser) -> float:
+    """Slope of the error against the number of steps, from 64 to 256 steps."""
+    start = np.linspace(-2, 2, 41)
+    errors = []
+    for steps in (64, 256):
+        end = walk(solver, log_snr_grid(1e-3, 0.99, steps), start, denoiser)
+        errors.append(np.abs(end - exact).max())
+    return float(np.log(errors[0] / errors[1]) / np.log(4))
+
+
+ORDERS = {"ddim": 1, "dpmpp_2m": 2}
+
+
+@pytest.mark.parametrize("solver", ORDERS)
+def test_deterministic_solvers_reach_the_ode_of_a_gaussian_at_their_order(solver: str) -> None:
+    def spread(gamma: float) -> float:
+        return (gamma * SPREAD**2 + 1 - gamma) ** 0.5
+
+    # the probability-flow ODE of a Gaussian keeps the distance from the mean in units of its spread
+    start, (low, high) = np.linspace(-2, 2, 41), (1e-3, 0.99)
+    exact = high**0.5 * MEAN + spread(high) / spread(low) * (start - low**0.5 * MEAN)
+    assert observed_order(solver, exact, gaussian) == pytest.approx(ORDERS[solver], abs=0.15)
+
+
+@pytest.mark.parametrize("solver", ORDERS)
+def test_deterministic_solvers_reach_the_ode_of_a_mixture_at_their_order(solver: str) -> None:
+    start = np.linspace(-2, 2, 41)
+    coarse, fine = (
+        walk("dpmpp_2m", log_snr_grid(1e-3, 0.99, steps), start, mixture) for steps in (4000, 8000)
+    )
+    assert np.abs(coarse - fine).max() < 2e-6
+    exact = fine + (fine - coarse) / 3  # Richardson
+    assert observed_order(solver, exact, mixture) == pytest.approx(ORDERS[solver], abs=0.2)
+
+
+def variance_at_the_end(table: Array, levels: Array) -> tuple[float, float]:
+    """Mean and variance of the samples of a Gaussian target, carried exactly through the table."""
+    mean, variance = 0.0, 1.0
+    for (a, b, c1, c2, _, sigma), gamma in zip(table, levels[:-1], strict=True):
+        # the prediction is linear in y: x0 = offset + slope * y
+        offset, slope = (
+            a * y + b * answer(gaussian, "epsilon", np.array(y), gamma) for y in (0, 1)
+        )
+        slope -= offset
+        mean = c1 * (offset + slope * mean) + c2 * mean
+        variance = (c1 * slope + c2) ** 2 * variance + sigma**2
+    return mean, variance
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_random_solvers_reach_the_distribution_at_first_order(eta: float) -> None:
+    errors = []
+    for steps in (100, 400):
+        levels = spaced(SCHEDULE, steps)
+        mean, variance = variance_at_the_end(ddim(levels, eta=eta), levels)
+        errors.append(abs(variance - SPREAD**2))
+        assert mean == pytest.approx(MEAN, abs=0.003)
+    assert errors[1] < 0.05 * SPREAD**2
+    assert np.log(errors[0] / errors[1]) / np.log(4) == pytest.approx(1, abs=0.2)
+
+
+def test_published_ddpm_reaches_the_distribution() -> None:
+    levels = published(Schedule.from_name("linear", 1000, 1e-4, 0.09))
+    mean, variance = variance_at_the_end(ddpm(levels), levels)
+    assert mean == pytest.approx(MEAN, rel=1e-6)
+    assert variance == pytest.approx(SPREAD**2, rel=0.1)
+
+
+@pytest.mark.parametrize("levels", [spaced(SCHEDULE, 30), published(SCHEDULE)], ids=len)
+def test_ddim_at_eta_1_is_ddpm(levels: Array) -> None:
+    ours, ancestral = ddim(levels, eta=1.0), ddpm(levels)
+    # DDPM keeps its log variance in float32, and near gamma = 1 DDIM's c1 is a small difference
+    np.testing.assert_allclose(ours, ancestral, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_predictions_of_consistent_networks_give_the_same_walk(solver: str) -> None:
+    rng = np.random.default_rng(0)
+    start, levels = rng.standard_normal(16), spaced(SCHEDULE, 20)
+    noise = rng.standard_normal((20, 16)) if solver == "ddpm" else None
+    ends = [
+        walk(solver, levels, start, mixture, prediction, noise=noise) for prediction in PREDICTIONS
+    ]
+    np.testing.assert_allclose(ends[1], ends[0], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(ends[2], ends[0], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_last_step_to_gamma_1_returns_x0(solver: str) -> None:
+    table = coefficients(solver, spaced(SCHEDULE, 7))
+    assert np.isfinite(table).all()
+    np.testing.assert_allclose(table[-1, 2:], [1, 0, 0, 0], rtol=0, atol=1e-12)
+    assert (coefficients(solver, np.array([0.1, 1.0]))[0, 2:] == [1, 0, 0, 0]).all()
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m"])
+def test_a_constant_x0_is_followed_exactly(solver: str) -> None:
+    """Steps of any length are exact where the network always sees the same image."""
+    start = np.array([-1.0, 0.3])
+    levels = np.array([0.01, 0.02, 0.5, 0.51, 0.9])
+    end = walk(solver, levels, start, lambda y, gamma: np.full_like(y, 0.25))
+    epsilon = (start - 0.1 * 0.25) / 0.99**0.5
+    np.testing.assert_allclose(end, 0.9**0.5 * 0.25 + 0.1**0.5 * epsilon, rtol=1e-12)
+
+
+def test_second_order_first_step_is_ddim() -> None:
+    levels = spaced(SCHEDULE, 9)
+    np.testing.assert_allclose(dpmpp_2m(levels)[0], ddim(levels)[0], rtol=1e-12)
+
+
+def test_ddpm_on_the_published_grid_is_the_published_table() -> None:
+    schedule = Schedule.from_name("linear", 1000, 1e-4, 0.09)
+    table = torch.from_numpy(ddpm(published(schedule)).astype(np.float32)).flip(0)
+    buffers = schedule.buffers()
+    assert torch.equal(table[:, 0], buffers["sqrt_recip_gammas"])
+    assert torch.equal(table[:, 1], -buffers["sqrt_recipm1_gammas"])
+    assert torch.equal(table[:, 2], buffers["posterior_mean_coef1"])
+    assert torch.equal(table[:, 3], buffers["posterior_mean_coef2"])
+    assert not table[:, 4].any()
+    sigma = (0.5 * buffers["posterior_log_variance_clipped"]).exp()
+    torch.testing.assert_close(table[1:, 5], sigma[1:], rtol=1.2e-7, atol=0)
+    assert table[0, 5] == 0  # the published code draws no noise there
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("euler", [0.1, 1.0]), "solver is 'euler', expected one of ddpm, ddim, dpmpp_2m"),
+        (("ddpm", [0.1, 1.0], "noise"), "prediction is 'noise', expected one of epsilon, x0, v"),
+        (("ddpm", [0.1, 1.0], "epsilon", 0.5), "eta is 0.5, expected 0 with solver 'ddpm'"),
+        (("ddim", [0.1, 1.0], "epsilon", 1.5), "eta is 1.5"),
+        (("ddim", [1.0]), "levels has shape"),
+        (("ddim", [0.5, 0.1]), "levels must increase"),
+        (("ddim", [0.0, 1.0]), "levels must increase"),
+        (("ddim", [0.5, 1.1]), "levels must increase"),
+    ],
+)
+def test_mistakes_are_named(arguments: tuple[object, ...], message: str) -> None:
+    solver, levels, *rest = arguments
+    with pytest.raises(ValueError, match=message):
+        coefficients(solver, np.array(levels), *rest)
