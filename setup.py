@@ -47,19 +47,20 @@ def say(line: str) -> None:
     print(f"palette: {line}", file=sys.stderr, flush=True)
 
 
-def required(half: str) -> bool:
-    names = os.environ.get("PALETTE_REQUIRE", "").replace(" ", "").split(",")
-    unknown = set(names) - {"", "cpp", "cuda"}
+def required() -> set[str]:
+    """The halves that PALETTE_REQUIRE names."""
+    names = set(os.environ.get("PALETTE_REQUIRE", "").replace(" ", "").split(",")) - {""}
+    unknown = names - set(LIBRARIES.values())
     if unknown:
         raise SystemExit(
             f"PALETTE_REQUIRE: unknown half '{unknown.pop()}'; say cpp, cuda or cpp,cuda"
         )
-    return half in names
+    return names
 
 
 def absent(half: str, reason: str) -> None:
     """Go on without one half, or stop where the user wants it."""
-    if required(half):
+    if half in required():
         raise SystemExit(f"palette: PALETTE_REQUIRE has {half}, but {reason}")
     say(f"building without {half}: {reason}")
 
@@ -145,27 +146,23 @@ class NinjaBuild(build_ext):
         self.work.mkdir(parents=True, exist_ok=True)
         by_name = {extension.name: extension for extension in self.extensions}
         cuda = by_name.get("palette._ops_cuda")
-        if cuda is not None and not self.try_cuda(cuda):
-            self.extensions.remove(cuda)
-        self.ninja("cpp", [by_name["palette._ops_cpu"], by_name["palette._build"]])
-
-    def try_cuda(self, extension: Extension) -> bool:
-        try:
-            self.ninja("cuda", [extension])
-        except subprocess.CalledProcessError:
+        if cuda is not None and not self.ninja("cuda", [cuda]):
             self.cuda_absence = "nvcc failed to compile csrc/cuda when this was installed"
             absent("cuda", "nvcc failed to compile csrc/cuda (its messages are above)")
-            return False
-        return True
+            self.extensions.remove(cuda)
+        if not self.ninja("cpp", [by_name["palette._ops_cpu"], by_name["palette._build"]]):
+            raise SystemExit("palette: compiling csrc failed (the compiler's messages are above)")
 
-    def ninja(self, name: str, extensions: list[Extension]) -> None:
+    def ninja(self, name: str, extensions: list[Extension]) -> bool:
+        """Build ``extensions``; False where a command failed."""
         lines = self.rules()
         for extension in extensions:
             lines += self.edges(extension)
         file = self.work / f"{name}.ninja"
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
         jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
-        subprocess.run([find_ninja(), "-C", str(self.work), "-f", str(file), *jobs], check=True)
+        command = [find_ninja(), "-C", str(self.work), "-f", str(file), *jobs]
+        return subprocess.run(command).returncode == 0
 
     def rules(self) -> list[str]:
         compiler = find_compiler()
@@ -317,6 +314,7 @@ def sources(*patterns: str) -> list[str]:
 
 def plan() -> list[Extension]:
     """What to compile here: nothing without a compiler, the CUDA half only with nvcc."""
+    required()
     if os.environ.get("PALETTE_NO_EXT") == "1":
         absent("cpp", "PALETTE_NO_EXT=1 asks for pure Python")
         absent("cuda", "PALETTE_NO_EXT=1 asks for pure Python")
