@@ -1,0 +1,211 @@
+"""Samples by (epoch, position), batches of them, and the order of a whole run.
+
+The samples of a run are numbered 0, 1, 2, ...; number g is position g % length of epoch
+g // length. Batches are slices of that sequence, so a run that continues at any number, on any
+count of processes, goes on with the samples it would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from palette.data import images, tasks
+from palette.data.images import UnreadableImage
+from palette.data.order import Draws, permute, sample_seeds
+from palette.data.sources import Source
+from palette.data.tasks import Entry, Task
+
+Key = tuple[int, int]  # epoch, position
+Batch = dict[str, Any]
+Fit = Literal["largest", "zoom", "center", "squash"]
+Skipped = list[tuple[str, str]]  # name and reason of each picture that could not be read
+
+_SOURCE_LAYER, _TASK_LAYER, _FIT_LAYER = 0, 1, 2
+_ATTEMPTS = 32  # pictures tried in a row before the source is given up
+_MAX_ZOOM = 8.0
+
+
+class UnreadableImages(ValueError):  # noqa: N818 - the name is part of the interface
+    """Too many pictures cannot be read; the message is one line, with their names."""
+
+
+class TaskDataset(torch.utils.data.Dataset[Entry]):
+    """A source and a task: the entry at (epoch, position).
+
+    ``image_size`` is n or (height, width), ``channels`` 1 or 3. Pictures of another size are
+    cropped and resized as ``fit`` says: "largest" crop of the right proportions at a random place,
+    "zoom", a random crop down to an eighth of that (but of no fewer pixels than wanted), "center",
+    the largest crop in the middle, or "squash", all of it, proportions lost. ``flip`` mirrors half
+    of the samples. ``shuffle`` False keeps the order of the source in every epoch.
+
+    An entry is what the task returns, with ``name``, ``seed`` and ``skipped``: the pictures that
+    could not be read and were replaced by others, chosen by the same numbers. Raises
+    UnreadableImages when 32 pictures in a row cannot be read.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        task: Task,
+        image_size: int | tuple[int, int],
+        run_seed: int,
+        *,
+        channels: int = 3,
+        fit: Fit = "largest",
+        flip: bool = False,
+        shuffle: bool = True,
+    ) -> None:
+        self.source = source
+        self.image_size = (image_size,) * 2 if isinstance(image_size, int) else image_size
+        self._task = task
+        self._takes_noise = tasks.takes(task, "noise")
+        self._run_seed = run_seed
+        self._channels = channels
+        self._fit: Fit = fit
+        self._flip = flip
+        self._shuffle = shuffle
+
+    def __len__(self) -> int:
+        """Samples in an epoch."""
+        return len(self.source)
+
+    def __getitem__(self, key: Key) -> Entry:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[Entry]:
+        """Entries of several samples; the noise of their conditions is drawn in one go."""
+        numbers = self._numbers(keys)
+        loaded = [
+            self._load(epoch, position, index, seed)
+            for (epoch, position), (index, seed) in zip(keys, numbers, strict=True)
+        ]
+        seeds = [seed for _, seed in numbers]
+        shape = (self._channels, *self.image_size)
+        noise = tasks.condition_noise(seeds, shape) if self._takes_noise else None
+        entries = []
+        for place, (seed, (image, name, skipped)) in enumerate(zip(seeds, loaded, strict=True)):
+            extra = {} if noise is None else {"noise": noise[place]}
+            pixels = images.to_tensor(image, self._channels)
+            entry = self._task(pixels, seed, Draws(seed, layer=_TASK_LAYER), **extra)
+            entries.append({**entry, "name": name, "seed": seed, "skipped": skipped})
+        return entries
+
+    def _numbers(self, keys: Sequence[Key]) -> list[tuple[int, int]]:
+        """Index in the source and seed of each sample, an epoch at a time."""
+        out: dict[Key, tuple[int, int]] = {}
+        for epoch in {epoch for epoch, _ in keys}:
+            positions = np.array([position for other, position in keys if other == epoch])
+            order = positions
+            if self._shuffle:
+                order = permute(self._run_seed, epoch, positions, len(self))
+            seeds = sample_seeds(self._run_seed, epoch, order)
+            for position, index, seed in zip(positions, order, seeds, strict=True):
+                out[epoch, int(position)] = int(index), int(seed)
+        return [out[epoch, position] for epoch, position in keys]
+
+    def _load(
+        self, epoch: int, position: int, index: int, seed: int
+    ) -> tuple[Image.Image, str, Skipped]:
+        """The picture at ``index``, or the first one that can be read of a side order."""
+        skipped: Skipped = []
+        for attempt in range(min(_ATTEMPTS, len(self))):
+            try:
+                image = self.source.load(index, Draws(seed, layer=_SOURCE_LAYER))
+                fitted = self._fitted(image, Draws(seed, layer=_FIT_LAYER))
+                return fitted, self.source.name(index), skipped
+            except UnreadableImage as error:
+                skipped.append((self.source.name(index), str(error)))
+            place = (position + attempt) % len(self)
+            index = int(permute(self._run_seed, epoch, [place], len(self), spare=True)[0])
+        raise UnreadableImages(
+            f"{len(skipped)} images in a row cannot be read; the first: {skipped[0][1]}"
+        )
+
+    def _fitted(self, image: Image.Image, draws: Draws) -> Image.Image:
+        """The picture at the wanted size, perhaps mirrored."""
+        x, y, zoom, mirror = draws.uniform(4)
+        size = self.image_size
+        if image.size != (size[1], size[0]):
+            if self._fit == "squash":
+                image = images.squash(image, size)
+            elif self._fit == "center":
+                image = images.resize_crop(image, size)
+            else:
+                room = min(image.height / size[0], image.width / size[1], _MAX_ZOOM)
+                factor = max(room, 1.0) ** zoom if self._fit == "zoom" else 1.0
+                image = images.resize_crop(image, size, x=x, y=y, zoom=factor)
+        if self._flip and mirror < 0.5:
+            return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image
+
+
+class Batches(torch.utils.data.Sampler[list[Key]]):
+    """Keys of one rank's share of each batch, from sample number ``start`` on.
+
+    ``batch_size`` counts this rank's samples; ``world`` ranks together take the next
+    batch_size * world samples, rank 0 the first of them. Without ``stop`` it never ends, and
+    a batch may reach from one epoch into the next; with it the last batch may be smaller, or
+    missing for some ranks. Raises ValueError for numbers that make no sense.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        for name, value, least in (
+            ("length", length, 1),
+            ("batch_size", batch_size, 1),
+            ("start", start, 0),
+            ("world", world, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if not 0 <= rank < world:
+            raise ValueError(f"rank must lie in 0..{world - 1}, got {rank}")
+        self._length, self._batch_size = length, batch_size
+        self._start, self._stop = start, stop
+        self._rank, self._world = rank, world
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        first = self._start + self._rank * self._batch_size
+        while self._stop is None or first < self._stop:
+            last = first + self._batch_size
+            if self._stop is not None:
+                last = min(last, self._stop)
+            yield [divmod(number, self._length) for number in range(first, last)]
+            first += self._batch_size * self._world
+
+
+def collate(entries: Sequence[Entry]) -> Batch:
+    """A batch: tensors stacked to [N, ...], seeds and labels int64 [N], names a list.
+
+    ``skipped`` lists the pictures that were replaced in it. Raises ValueError when the entries do
+    not go together.
+    """
+    batch: Batch = {}
+    for key in entries[0]:
+        values = [entry[key] for entry in entries]
+        if key == "skipped":
+            batch[key] = [pair for value in values for pair in value]
+        elif isinstance(values[0], Tensor):
+            shapes = {tuple(value.shape) for value in values}
+            if len(shapes) > 1:
+                raise ValueError(f"'{key}' has different shapes in one batch: {sorted(shapes)}")
+            batch[key] = torch.stack(values)
+        elif isinstance(values[0], int):
+            batch[key] = torch.tensor(values, dtype=torch.int64)
+        else:
+            batch[key] = values
+    return batch

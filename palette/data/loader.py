@@ -1,0 +1,75 @@
+"""Batches ready for the trainer, from any number of worker processes, with bad pictures counted."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+from collections.abc import Iterator
+
+import torch
+
+from palette.data.dataset import Batch, Batches, TaskDataset, UnreadableImages, collate
+
+_LOG = logging.getLogger(__name__)
+
+LIMIT = 0.01  # share of unreadable pictures at which a run stops
+_FEW = 3  # so many are needed in any case: one of ten is no reason to stop
+_SHOWN = 20  # names in the message
+
+
+class Loader:
+    """Iterates over the batches of a dataset.
+
+    ``workers`` processes load ahead, with 0 the calling process loads; the batches are the same.
+    ``skipped`` maps each picture that could not be read to the reason. Iterating raises
+    UnreadableImages when more than 1 % of the pictures cannot be read: of all of them, or, well
+    beyond chance, of those tried so far.
+    """
+
+    def __init__(
+        self, dataset: TaskDataset, batches: Batches, *, workers: int = 0, pin_memory: bool = False
+    ) -> None:
+        if workers < 0:
+            raise ValueError(f"workers must be at least 0, got {workers}")
+        self.skipped: dict[str, str] = {}
+        self._length = len(dataset)
+        self._tried = self._failed = 0
+        self._loader = torch.utils.data.DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=pin_memory,
+            worker_init_fn=_leave_interrupts_to_parent if workers else None,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            for batch in self._loader:
+                self._count(batch)
+                yield batch
+        except UnreadableImages as error:  # a worker's comes wrapped in its traceback
+            raise UnreadableImages(str(error).splitlines()[-1].split("Images: ")[-1]) from None
+
+    def _count(self, batch: Batch) -> None:
+        for name, reason in batch["skipped"]:
+            if name not in self.skipped:
+                _LOG.warning("skipped %s", reason)
+            self.skipped[name] = reason
+        self._failed += len(batch["skipped"])
+        self._tried += len(batch["name"]) + len(batch["skipped"])
+        expected = LIMIT * self._tried
+        surely = self._failed > expected + 4 * math.sqrt(expected)
+        if len(self.skipped) >= _FEW and (surely or len(self.skipped) > LIMIT * self._length):
+            reasons = list(self.skipped.values())
+            more = f" and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
+            raise UnreadableImages(
+                f"{len(reasons)} images cannot be read, above {LIMIT:.0%} of those tried "
+                f"({self._tried}): {'; '.join(reasons[:_SHOWN])}{more}"
+            )
+
+
+def _leave_interrupts_to_parent(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the parent alone should answer it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,119 @@
+"""Tasks: plain functions from a picture to a batch entry.
+
+A task is called with the picture, float32 [C, H, W] in [-1, 1], the sample's seed and its draws,
+and returns a dict with ``target`` [C, H, W], ``condition`` [C', H, W] and, where only a hole is to
+be filled, ``mask`` [1, H, W] (1 = hole), all float32. A task that has an argument ``noise`` is
+given the sample's normal numbers of stream 1, drawn for the whole batch at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palette import ops
+from palette.data import masks
+from palette.data.order import Draws
+
+Entry = dict[str, Any]
+Task = Callable[..., Entry]
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as image programs turn colour to grey
+
+TASKS: dict[str, Task] = {}
+
+
+def register_task(name: str) -> Callable[[Task], Task]:
+    """Decorator that lets a config name a task: ``task.name: <name>``.
+
+    Raises ValueError when the name is taken.
+    """
+
+    def keep(task: Task) -> Task:
+        if name in TASKS:
+            raise ValueError(f"name: a task called '{name}' is registered already")
+        TASKS[name] = task
+        return task
+
+    return keep
+
+
+def make_task(name: str, *, mask: str | None = None) -> Task:
+    """The task that a config names, with the mask it names where the task takes one.
+
+    ``mask`` None leaves the task its own default. Raises ValueError for an unknown name.
+    """
+    if name not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(sorted(TASKS))}, got '{name}'")
+    task = TASKS[name]
+    if mask is None or not takes(task, "mask"):
+        return task
+    return functools.partial(task, mask=masks.find_mask(mask))
+
+
+def takes(task: Task, argument: str) -> bool:
+    """Whether the task has an argument of this name."""
+    return argument in inspect.signature(task).parameters
+
+
+@register_task("inpaint")
+def inpaint(
+    image: Tensor,
+    seed: int,
+    draws: Draws,
+    *,
+    mask: masks.Mask = masks.hybrid,
+    noise: Tensor | None = None,
+) -> Entry:
+    """Fill a hole; the condition is the picture [C, H, W] with noise in the hole."""
+    hole = torch.from_numpy(mask(image.shape[1], image.shape[2], draws))
+    hole = hole.to(image.dtype).unsqueeze(0)
+    if noise is None:
+        noise = condition_noise([seed], tuple(image.shape))[0]
+    return {"target": image, "condition": fill_hole(image, hole, noise), "mask": hole}
+
+
+@register_task("uncrop")
+def uncrop(
+    image: Tensor,
+    seed: int,
+    draws: Draws,
+    *,
+    mask: masks.Mask = masks.uncrop,
+    noise: Tensor | None = None,
+) -> Entry:
+    """Continue a picture beyond its border: inpainting with the hole on the outside."""
+    return inpaint(image, seed, draws, mask=mask, noise=noise)
+
+
+@register_task("colorize")
+def colorize(image: Tensor, seed: int, draws: Draws) -> Entry:
+    """Give a grey picture colours; the condition is grey in three equal channels.
+
+    Raises ValueError when the picture has no colours to learn from.
+    """
+    if image.shape[0] != 3:
+        raise ValueError(f"image must have shape [3, H, W] to colorize, got {list(image.shape)}")
+    return {"target": image, "condition": grey(image)}
+
+
+def grey(image: Tensor) -> Tensor:
+    """Luma of an RGB picture [3, H, W] in three channels, rounded to the 256 greys of a file."""
+    weights = torch.tensor(_LUMA, dtype=image.dtype, device=image.device)
+    luma = torch.einsum("c,chw->hw", weights, image)
+    return luma.add(1).mul(127.5).round().div(127.5).sub(1).clamp(-1, 1).expand(3, -1, -1).clone()
+
+
+def condition_noise(seeds: list[int], shape: tuple[int, ...]) -> Tensor:
+    """Normal numbers [N, *shape] that fill the holes of the conditions of these seeds."""
+    return ops.noise(torch.tensor(seeds, dtype=torch.int64), 0, shape, stream=ops.philox.CONDITION)
+
+
+def fill_hole(image: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
+    """The picture outside the hole, exactly, and the noise inside."""
+    return torch.where(mask > 0.5, noise.to(image.dtype), image)
