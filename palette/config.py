@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -177,6 +178,7 @@ class Config:
     summary: Summary = dataclasses.field(default_factory=Summary)
 
 
+@functools.cache
 def options() -> dict[str, Option]:
     """Every option by its full key, in the order of the sections."""
     found = {}
@@ -203,16 +205,15 @@ def from_yaml(text: str, *, origin: str = "config", overrides: Sequence[str] = (
     Raises:
         ConfigError: in one line, with the line number, the full key and what would be right.
     """
-    known = options()
-    config = OmegaConf.structured(Config)
+    sections: dict[str, Any] = {}
     for key, value, where in entries(text, origin):
         if value is None and key in Config.__dataclass_fields__:
             continue  # a section with nothing below it
-        _assign(config, known, key, value, where)
+        _assign(sections, key, value, where)
     for item in overrides:
-        _assign(config, known, *override(item))
-    result = OmegaConf.to_object(config)
-    assert isinstance(result, Config)
+        _assign(sections, *override(item))
+    read: dict[str, Any] = {name: OmegaConf.to_object(node) for name, node in sections.items()}
+    result = Config(**read)
     _check_together(result, origin)
     return result
 
@@ -251,16 +252,20 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
-def _assign(config: Any, known: dict[str, Option], key: str, value: Any, where: str) -> None:
+def _assign(sections: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set one option in its section's OmegaConf node, made when first written to."""
+    known = options()
     if key not in known:
         raise ConfigError(f"{where}: {_unknown(key, known)}")
     complaint = f"{where}: {key} must be {known[key].wants()}; got {_short(value)}"
-    section, name = key.split(".")
     if known[key].type is bool and not isinstance(value, bool):
         raise ConfigError(complaint)
+    section, name = key.split(".")
+    if section not in sections:
+        sections[section] = OmegaConf.structured(get_type_hints(Config)[section])
     try:
-        OmegaConf.update(config, key, value)
-        converted = OmegaConf.to_container(config[section], throw_on_missing=True)
+        OmegaConf.update(sections[section], name, value)
+        converted = OmegaConf.to_container(sections[section], throw_on_missing=True)
     except (OmegaConfBaseException, ValueError):
         raise ConfigError(complaint) from None
     assert isinstance(converted, dict)
