@@ -82,7 +82,7 @@ def survey() -> None:
                 importlib.import_module(f"palette.kernels.{op}")
 
 
-def ops() -> list[str]:
+def names() -> list[str]:
     """The names of all ops."""
     return sorted(_declared)
 

@@ -68,26 +68,41 @@ def reference(
     silu: bool = True,
 ) -> Tensor:
     """The op in plain differentiable PyTorch: what every backend is held against."""
-    dtype = _layout.wide(x.dtype)
-    y = torch.group_norm(x.to(dtype), groups, _to(weight, dtype), _to(bias, dtype), eps)
-    return _finish(y, x, scale, shift, silu)
+    y = torch.group_norm(_plain(x), groups, eps=eps)
+    return _finish(y, x, weight, bias, scale, shift, silu)
 
 
-def _to(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if value is None else value.to(dtype)
+def _plain(x: Tensor) -> Tensor:
+    """x contiguous, in the dtype to compute in.
+
+    On channels-last tensors torch's CPU kernel takes the variance as E[x^2] - E[x]^2, which has no
+    digits left where the mean is far from zero; its contiguous one does not.
+    """
+    return x.to(_layout.wide(x.dtype)).contiguous()
 
 
-def _per_channel(value: Tensor, x: Tensor) -> Tensor:
-    """[N, C] as [N, C, 1, ...], to go with x."""
-    return value.reshape(value.shape + (1,) * (x.dim() - 2))
+def _finish(
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    silu: bool,
+) -> Tensor:
+    """Everything after the normalisation, then x's dtype and layout."""
 
+    def spread(value: Tensor) -> Tensor:  # [C] or [N, C], to go with x [N, C, ...]
+        return value.to(y.dtype).reshape(value.shape + (1,) * (x.dim() - 2))
 
-def _finish(y: Tensor, x: Tensor, scale: Tensor | None, shift: Tensor | None, silu: bool) -> Tensor:
-    """FiLM and SiLU on the normalised y, then x's dtype and layout."""
+    if weight is not None:
+        y = y * spread(weight)
+    if bias is not None:
+        y = y + spread(bias)
     if scale is not None:
-        y = y * (1 + _per_channel(scale.to(y.dtype), x))
+        y = y * (1 + spread(scale))
     if shift is not None:
-        y = y + _per_channel(shift.to(y.dtype), x)
+        y = y + spread(shift)
     if silu:
         y = F.silu(y)
     return _layout.dense_like(y.to(x.dtype), x)
@@ -137,12 +152,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``reference`` together with the statistics that the backward pass needs."""
     n, c = x.shape[:2]
-    dtype = _layout.wide(x.dtype)
     pixels = x.shape[2:].numel()
-    y, mean, rstd = torch.native_group_norm(
-        x.to(dtype), _to(weight, dtype), _to(bias, dtype), n, c, pixels, groups, eps
-    )
-    return _finish(y, x, scale, shift, silu), mean.reshape(n, groups), rstd.reshape(n, groups)
+    y, mean, rstd = torch.native_group_norm(_plain(x), None, None, n, c, pixels, groups, eps)
+    return _finish(y, x, weight, bias, scale, shift, silu), mean, rstd
 
 
 def _backward(

@@ -1,0 +1,367 @@
+"""The inputs that every backend of every op is held to, and how far it may be from float64.
+
+Loaded by conftest.py, which hands each case to the tests as a fixture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SHORT = {
+    torch.float32: "f32",
+    torch.bfloat16: "bf16",
+    torch.float16: "f16",
+    torch.float64: "f64",
+    None: "none",
+}
+
+
+def within(
+    value: Tensor,
+    exact: Tensor,
+    dtype: torch.dtype,
+    factor: float,
+    name: str = "value",
+    beside: Tensor | None = None,
+) -> None:
+    """Fail where ``value`` is further from ``exact`` (float64) than ``factor`` roundings to dtype.
+
+    The distance is the Euclidean norm over the whole tensor; one rounding is what ``exact`` itself
+    loses when it is stored in ``dtype``, and at least a quarter of the format's epsilon, so that
+    numbers that happen to be representable leave room. ``beside`` gives the size to compare with
+    where ``exact`` can vanish.
+    """
+    exact = exact.detach().cpu()
+    value = value.detach().cpu()
+    assert value.shape == exact.shape, f"{name} has shape {value.shape}, wanted {exact.shape}"
+    error = (value.double() - exact).norm()
+    rounding = (exact.to(dtype).double() - exact).norm()
+    size = exact if beside is None else torch.stack((exact.norm(), beside.detach().cpu().norm()))
+    rounding = torch.maximum(rounding, size.norm() * torch.finfo(dtype).eps / 4)
+    assert error <= factor * rounding, (
+        f"{name} is {(error / rounding).item():.3g} roundings from float64, allowed {factor:g}"
+    )
+
+
+def _channel_slice(values: Tensor) -> Tensor:
+    """Channels 1 ... C of a channels-last tensor of C + 3."""
+    n, c, *rest = values.shape
+    wide = values.new_full((n, *rest, c + 3), float("nan")).movedim(-1, 1)
+    wide[:, 1 : c + 1] = values
+    return wide[:, 1 : c + 1]
+
+
+def _wide_rows(values: Tensor) -> Tensor:
+    """The leading columns of a contiguous tensor with rows two longer."""
+    wide = values.new_full((*values.shape[:-1], values.shape[-1] + 2), float("nan"))
+    wide[..., :-2] = values
+    return wide[..., :-2]
+
+
+def _offset(values: Tensor) -> Tensor:
+    """Contiguous, but one element past an aligned address."""
+    flat = values.new_full((values.numel() + 1,), float("nan"))
+    flat[1:] = values.reshape(-1)
+    return flat[1:].view(values.shape)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda values: values.contiguous(),
+    "channels_last": lambda values: values.movedim(1, -1).contiguous().movedim(-1, 1),
+    "channel_slice": _channel_slice,
+    "wide_rows": _wide_rows,
+    "transposed": lambda values: values.transpose(-1, -2).contiguous().transpose(-1, -2),
+    "expanded": lambda values: values[:1].contiguous().expand(values.shape),
+    "offset": _offset,
+}
+
+
+def _scales(x: Tensor) -> Tensor:
+    """Neighbouring channels a factor of up to 1e6 apart."""
+    exponents = torch.linspace(-3, 3, x.shape[1]).reshape(1, -1, *(1,) * (x.dim() - 2))
+    return x * 10**exponents
+
+
+def _with_first(x: Tensor, value: float) -> Tensor:
+    x = x.clone()
+    x.reshape(-1)[0] = value
+    return x
+
+
+DATA: dict[str, Callable[[Tensor], Tensor]] = {
+    "normal": lambda x: 0.5 * x - 0.3,
+    "far": lambda x: x + 1e4,  # the mean is 1e4 standard deviations away from zero
+    "constant": lambda x: torch.full_like(x, 3.0),
+    "zero": torch.zeros_like,
+    "outlier": lambda x: _with_first(x, 1e4),
+    "tiny": lambda x: x * 1e-40,  # denormal in float32
+    "scales": _scales,
+    "large": lambda x: x * 1e4,  # its square overflows float16
+}
+
+
+@dataclass(frozen=True)
+class NormCase:
+    """Arguments of group_norm_silu."""
+
+    shape: tuple[int, ...]
+    groups: int
+    dtype: torch.dtype = torch.float32
+    layout: str = "contiguous"
+    affine: torch.dtype | None = torch.float32
+    film: torch.dtype | None = None
+    silu: bool = True
+    data: str = "normal"
+    big: bool = False  # too slow for an interpreter
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        parts = [f"{shape}g{self.groups}", SHORT[self.dtype], self.layout, self.data]
+        parts += [f"affine-{SHORT[self.affine]}", f"film-{SHORT[self.film]}"]
+        return "-".join(parts + (["silu"] if self.silu else ["linear"]))
+
+    def arguments(self, device: str = "cpu") -> dict[str, Any]:
+        g = torch.Generator().manual_seed(sum(self.shape) + self.groups)
+        x = DATA[self.data](torch.randn(self.shape, generator=g)).to(device, self.dtype)
+        n, c = self.shape[:2]
+
+        def vector(shape: tuple[int, ...], centre: float, dtype: torch.dtype | None) -> Any:
+            if dtype is None:
+                return None
+            return (centre + 0.3 * torch.randn(shape, generator=g)).to(device, dtype)
+
+        # scale and shift as a network makes them: the two halves of one linear layer's output
+        film = vector((n, 2 * c), 0.0, self.film)
+        return {
+            "x": LAYOUTS[self.layout](x),
+            "weight": vector((c,), 1.0, self.affine),
+            "bias": vector((c,), 0.0, self.affine),
+            "groups": self.groups,
+            "eps": 1e-5,
+            "scale": None if film is None else film[:, :c],
+            "shift": None if film is None else film[:, c:],
+            "silu": self.silu,
+        }
+
+
+f32, bf16, f16, f64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
+
+# (channels, groups) of every GroupNorm of the published network, of the paper's and of SR3
+NETWORK_CHANNELS = [64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048]
+
+NORM_CASES = [
+    *(NormCase((2, c, 3, 5), 32, f32, "channels_last", film=f32) for c in NETWORK_CHANNELS),
+    *(NormCase((1, c, 5, 3), 32, bf16, "channels_last", film=bf16) for c in NETWORK_CHANNELS),
+    *(NormCase((1, c, 5, 3), 32, f32, "contiguous") for c in NETWORK_CHANNELS),
+    # channels per group 1, 2, 3, 5, 12; positions 1, 2, 49, 255, 257, 1024
+    *(
+        NormCase(shape, groups, dtype, layout)
+        for shape, groups in [
+            ((2, 8, 7, 7), 8),
+            ((3, 6, 15, 17), 2),
+            ((2, 10, 257), 2),
+            ((5, 24, 1, 2), 2),
+            ((2, 12, 1, 1), 4),
+            ((1, 36, 32, 32), 3),
+            ((2, 1, 4, 4), 1),
+            ((33, 4, 2, 2), 2),
+        ]
+        for dtype in (f32, bf16)
+        for layout in ("contiguous", "channels_last")
+    ),
+    *(NormCase((2, 32, 6, 5), 8, dtype, layout, film=f32)
+      for dtype in (f32, f16) for layout in LAYOUTS),
+    # what may be left out, and mixed dtypes
+    *(
+        NormCase((2, 64, 4, 6), 32, dtype, "channels_last", affine, film, silu)
+        for dtype in (f32, bf16, f16, f64)
+        for affine in (None, f32, dtype)
+        for film in (None, f32, dtype)
+        for silu in (True, False)
+    ),
+    *(NormCase((2, 32, 16, 16), 8, f32, layout, data=data)
+      for data in DATA for layout in ("contiguous", "channels_last")),
+    NormCase((2, 32, 16, 16), 8, bf16, "channels_last", data="large"),
+    NormCase((2, 32, 16, 16), 8, f16, "contiguous", data="large"),
+    # nothing to do, and ranks other than four
+    NormCase((0, 32, 4, 4), 8, f32, "channels_last", film=f32),
+    NormCase((2, 32, 0, 4), 8),
+    NormCase((3, 32), 8),
+    NormCase((2, 16, 2, 3, 4), 4, bf16, "channels_last"),
+    # real sizes
+    NormCase((1, 64, 128, 128), 32, bf16, "channels_last", big=True),
+    NormCase((1, 192, 64, 64), 32, f32, "contiguous", film=f32, big=True),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AttentionCase:
+    """Arguments of attention."""
+
+    shape: tuple[int, ...]  # [N, 3C, ...]
+    heads: int
+    order: str = "legacy"
+    dtype: torch.dtype = torch.float32
+    layout: str = "contiguous"
+    logits: float = 1.0  # standard deviation of q and k
+    big: bool = field(default=False)
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        return (
+            f"{shape}h{self.heads}-{self.order}-{SHORT[self.dtype]}-{self.layout}-{self.logits:g}"
+        )
+
+    def arguments(self, device: str = "cpu") -> dict[str, Any]:
+        g = torch.Generator().manual_seed(sum(self.shape))
+        qkv = torch.randn(self.shape, generator=g) * self.logits
+        qkv = LAYOUTS[self.layout](qkv.to(device, self.dtype))
+        return {"qkv": qkv, "heads": self.heads, "order": self.order}
+
+
+ATTENTION_CASES = [
+    *(
+        AttentionCase((2, 96, *size), 4, order, dtype, layout)
+        for size, layout in [
+            ((4, 4), "channels_last"),
+            ((4, 4), "contiguous"),
+            ((17,), "contiguous"),
+            ((17,), "channels_last"),
+        ]
+        for order in ("legacy", "new")
+        for dtype in (f32, bf16, f16)
+    ),
+    *(AttentionCase((2, 48, 3, 5), 2, "new", f32, layout) for layout in LAYOUTS),
+    *(
+        AttentionCase((1, 96, t), 1, order, f32)
+        for t in (1, 64, 255)
+        for order in ("legacy", "new")
+    ),
+    AttentionCase((1, 3 * 128, 4, 4), 2, "legacy", bf16, "channels_last"),  # 64 channels per head
+    AttentionCase((1, 96, 16, 16), 1, "new", f64, "channels_last"),
+    AttentionCase((2, 48, 8, 8), 2, "legacy", f32, logits=30.0),  # softmax is one-hot
+    AttentionCase((0, 48, 4, 4), 2),
+    # the published network at 256x256 has 16 heads of 32 at 32x32; here at 128x128
+    AttentionCase((1, 1536, 16, 16), 16, "legacy", f32, "channels_last", big=True),
+    AttentionCase((1, 1536, 16, 16), 16, "legacy", bf16, "channels_last", big=True),
+]
+
+
+@dataclass(frozen=True)
+class NoiseCase:
+    """Arguments of noise."""
+
+    seeds: tuple[int, ...]
+    shape: tuple[int, ...]
+    step: int | tuple[int, ...] = 0
+    stream: int = 0
+    layer: int = 0
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.shape)) or "scalar"
+        step = self.step if isinstance(self.step, int) else "each"
+        return f"n{len(self.seeds)}-{shape}-step{step}-stream{self.stream}-layer{self.layer}"
+
+    def arguments(self, device: str = "cpu") -> dict[str, Any]:
+        step = self.step if isinstance(self.step, int) else torch.tensor(self.step, device=device)
+        seeds = torch.tensor(self.seeds, dtype=torch.int64, device=device)
+        return {
+            "seeds": seeds,
+            "step": step,
+            "shape": self.shape,
+            "stream": self.stream,
+            "layer": self.layer,
+        }
+
+
+EXTREME_SEEDS = (0, 1, -1, 2**32, 2**63 - 1, -(2**63))
+
+NOISE_CASES = [
+    *(
+        NoiseCase(EXTREME_SEEDS, shape, step=3)
+        for shape in [(), (1,), (2,), (3,), (5,), (255,), (257,), (1025,), (3, 7, 5), (3, 16, 16)]
+    ),
+    NoiseCase(EXTREME_SEEDS, (3, 5), step=(0, 1, 2, 1000, 2**31, 2**32 - 1)),
+    NoiseCase((7,), (6,), step=2**32 - 1, stream=2**32 - 1, layer=2**32 - 1),
+    NoiseCase((7, 8), (3, 8, 8), stream=3, layer=17),
+    NoiseCase((), (3, 4, 4)),
+    NoiseCase((1, 2), (3, 0, 4)),
+]
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """Arguments of reverse_step."""
+
+    shape: tuple[int, ...] = (2, 3, 5, 7)
+    dtype: torch.dtype = torch.float32  # of the network's output and the slot
+    layout: str = "channels_last"  # of the network's output
+    each: bool = False  # one step per sample
+    draw: str = "noise"  # "noise", "seeds" or "none"
+    history: bool = False
+    mask: str = "none"  # "none", "binary", "fraction" or "full" ([N, C, H, W])
+    slot: str = "none"  # "none", "channels_last" or "contiguous"
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        flags = ["each"] * self.each + ["history"] * self.history
+        names = [shape, SHORT[self.dtype], self.layout, self.draw, f"mask-{self.mask}"]
+        return "-".join([*names, f"slot-{self.slot}", *flags])
+
+    def arguments(self, device: str = "cpu") -> dict[str, Any]:
+        g = torch.Generator().manual_seed(5)
+        n, c, h, w = self.shape
+
+        def normal() -> Tensor:
+            return torch.randn(self.shape, generator=g).to(device)
+
+        table = torch.tensor(
+            [
+                [1.1, -0.4, 0.3, 0.7, 0.0, 0.2],
+                [9.1e4, -9.0e4, 1.5e-4, 0.999, 0.0, 0.01],  # the first of 2000 published steps
+                [1.01, -0.05, 0.9, 0.1, -0.4, 0.0],
+            ]
+        )
+        mask = None
+        if self.mask != "none":
+            mask = torch.rand((n, c if self.mask == "full" else 1, h, w), generator=g)
+            mask = mask if self.mask == "fraction" else mask.round()
+            mask = mask.to(device)
+        slot = None
+        if self.slot != "none":
+            wide = torch.zeros((n, c + 5, h, w), dtype=self.dtype, device=device)
+            if self.slot == "channels_last":
+                wide = wide.contiguous(memory_format=torch.channels_last)
+            slot = wide[:, 3 : 3 + c]
+        step = torch.arange(n) % 3 if self.each else torch.tensor(1)
+        return {
+            "state": normal(),
+            "output": LAYOUTS[self.layout](normal().to(self.dtype)),
+            "table": table.to(device),
+            "step": step.to(device),
+            "seeds": torch.arange(n, device=device) + 9 if self.draw == "seeds" else None,
+            "noise": normal() if self.draw == "noise" else None,
+            "history": normal() if self.history else None,
+            "known": normal() if self.mask != "none" else None,
+            "mask": mask,
+            "slot": slot,
+        }
+
+
+STEP_CASES = [
+    StepCase(),
+    StepCase(dtype=bf16, draw="seeds", slot="channels_last"),
+    StepCase(dtype=f16, draw="none", slot="contiguous", layout="contiguous"),
+    StepCase((3, 3, 4, 4), each=True, history=True, mask="binary", slot="channels_last"),
+    StepCase((3, 3, 4, 4), each=True, draw="seeds", mask="fraction"),
+    StepCase((4, 2, 3, 3), bf16, each=True, draw="seeds", history=True, mask="full",
+             slot="channels_last"),
+    StepCase((1, 1, 1, 1), draw="seeds", history=True),
+    StepCase((2, 3, 16, 16), layout="channel_slice", draw="seeds", mask="binary"),
+    StepCase((0, 3, 4, 4), draw="seeds", mask="binary", slot="channels_last"),
+]  # fmt: skip

@@ -1,0 +1,88 @@
+"""Runs the shared cases through every backend of this machine, with poisoned memory."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from palette import ops
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _load_cases():
+    """cases.py beside this file: with --import-mode=importlib it is on no import path."""
+    path = Path(__file__).with_name("cases.py")
+    spec = importlib.util.spec_from_file_location("palette_op_cases", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+_CASES = _load_cases()
+_LISTS = {
+    "norm_case": _CASES.NORM_CASES,
+    "attention_case": _CASES.ATTENTION_CASES,
+    "noise_case": _CASES.NOISE_CASES,
+    "step_case": _CASES.STEP_CASES,
+}
+
+
+def _places(op: str) -> list[tuple[str, str]]:
+    """(backend, device) for all that runs here; under Triton's interpreter only what it serves."""
+    cpu = [name for name in ops.backends(op) if name not in ("cuda", "triton")]
+    if INTERPRETED:
+        return [("triton", "cpu")] if "triton" in ops.backends(op) else []
+    places = [(name, "cpu") for name in cpu]
+    if torch.cuda.is_available():
+        places += [(name, "cuda") for name in ops.backends(op) if name != "cpp"]
+    return places
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    for name, cases in _LISTS.items():
+        if name in metafunc.fixturenames:
+            chosen = [each for each in cases if not (INTERPRETED and getattr(each, "big", False))]
+            metafunc.parametrize(name, chosen, ids=str)
+    if "place" in metafunc.fixturenames:
+        op = metafunc.module.__name__.rpartition("test_")[2]
+        places = _places(op)
+        metafunc.parametrize("place", places, ids=["-on-".join(each) for each in places])
+
+
+@pytest.fixture
+def cases():
+    """The module cases.py."""
+    return _CASES
+
+
+@pytest.fixture
+def within():
+    """``within(value, exact, dtype, factor, name)``: fails where value is too far from exact."""
+    return _CASES.within
+
+
+@pytest.fixture
+def device(place: tuple[str, str]) -> Iterator[str]:
+    """The device of a (backend, device) pair, with the backend forced."""
+    backend, name = place
+    with ops.use(backend):
+        yield name
+
+
+@pytest.fixture(autouse=True)
+def _poison() -> Iterator[None]:
+    """Fill all memory that is allocated uninitialised with NaN (integers with their largest)."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)

@@ -1,0 +1,311 @@
+"""group_norm_silu: every backend against float64 on every case, gradients, layouts, errors."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from palette import ops
+from palette.ops import _layout
+
+MODULE = sys.modules["palette.ops.group_norm_silu"]
+TENSORS = ("x", "weight", "bias", "scale", "shift")
+
+# Allowed error in roundings to the result's dtype. Half formats: the one rounding of the result and
+# little else. float32: the sums and some ten operations.
+FORWARD = {torch.float32: 24.0, torch.float64: 24.0, torch.bfloat16: 1.05, torch.float16: 1.05}
+BACKWARD = {torch.float32: 48.0, torch.float64: 48.0, torch.bfloat16: 1.1, torch.float16: 1.1}
+
+
+def exactly(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same arguments on the CPU in float64."""
+    return {
+        name: value.detach().cpu().double() if isinstance(value, Tensor) else value
+        for name, value in arguments.items()
+    }
+
+
+def conditioning(arguments: dict[str, Any]) -> float:
+    """How many standard deviations the mean of a group is away from zero, at least 1.
+
+    Rounding the mean to float32 moves the normalised x by this many units in its last place.
+    """
+    x = arguments["x"].detach().cpu().double()
+    if x.numel() == 0 or arguments["x"].dtype == torch.float64:
+        return 1.0
+    grouped = x.reshape(x.shape[0], arguments["groups"], -1)
+    spread = (grouped.var(-1, correction=0) + arguments["eps"]).sqrt()
+    return max(1.0, (grouped.mean(-1).abs() / spread).max().item())
+
+
+def leaves(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with gradients wanted for every tensor."""
+    return {
+        name: value.detach().requires_grad_() if isinstance(value, Tensor) else value
+        for name, value in arguments.items()
+    }
+
+
+def test_forward(norm_case, device, within) -> None:
+    arguments = norm_case.arguments(device)
+    before = {k: v.clone() for k, v in arguments.items() if isinstance(v, Tensor)}
+    y = ops.group_norm_silu(**arguments)
+    exact = MODULE.reference(**exactly(arguments))
+    assert y.dtype == norm_case.dtype
+    assert y.stride() == _layout.empty_like(arguments["x"]).stride()
+    within(y, exact, y.dtype, FORWARD[y.dtype] * conditioning(arguments))
+    for name, value in before.items():
+        assert torch.equal(arguments[name], value), f"{name} was changed"
+
+
+def test_backward(norm_case, device, within) -> None:
+    arguments = leaves(norm_case.arguments(device))
+    y = ops.group_norm_silu(**arguments)
+    g = torch.Generator().manual_seed(1)
+    grad = torch.randn(y.shape, generator=g).to(y.dtype)
+    y.backward(grad.to(device))
+    exact = leaves(exactly(arguments))
+    MODULE.reference(**exact).backward(grad.double())
+    for name in TENSORS:
+        value = arguments[name]
+        if value is None:
+            continue
+        assert value.grad.dtype == value.dtype
+        factor = BACKWARD[value.dtype] * conditioning(arguments)
+        # Where a group is constant the gradients of weight and scale are rounding around zero: they
+        # are measured like those of bias and shift, which the same terms make without x^.
+        beside = exact[{"weight": "bias", "scale": "shift"}.get(name, name)].grad
+        within(value.grad, exact[name].grad, value.dtype, factor, name, beside)
+
+
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_backward_formula(within, cases, dtype, silu) -> None:
+    """The registered backward where nothing is compiled, against autograd of the reference."""
+    case = cases.NormCase((2, 12, 3, 5), 4, dtype, "channels_last", dtype, dtype, silu)
+    arguments = leaves(case.arguments())
+    exact = leaves(exactly(arguments))
+    y, mean, rstd = MODULE._forward(**arguments)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    MODULE.reference(**exact).backward(grad.double())
+    plain = {name: arguments[name].detach() for name in TENSORS}
+    grads = MODULE._backward(
+        grad, plain["x"], mean, rstd, plain["weight"], plain["bias"], 4, plain["scale"],
+        plain["shift"], silu,
+    )  # fmt: skip
+    for name, value in zip(TENSORS, grads, strict=True):
+        within(value, exact[name].grad, dtype, BACKWARD[dtype], name)
+
+
+@pytest.mark.parametrize("wanted", [{name} for name in TENSORS] + [{"x", "scale"}])
+def test_each_gradient_alone(device, cases, within, wanted) -> None:
+    case = cases.NormCase((2, 12, 3, 5), 4, layout="channels_last", film=torch.float32)
+    arguments, exact = case.arguments(device), exactly(case.arguments())
+    for name in wanted:
+        arguments[name].requires_grad_()
+        exact[name].requires_grad_()
+    ops.group_norm_silu(**arguments).sum().backward()
+    MODULE.reference(**exact).sum().backward()
+    for name in TENSORS:
+        if name in wanted:
+            within(arguments[name].grad, exact[name].grad, torch.float32, 48, name)
+        else:
+            assert arguments[name].grad is None
+
+
+@pytest.mark.parametrize("missing", ["weight", "bias", "scale", "shift"])
+def test_one_missing(device, cases, within, missing) -> None:
+    case = cases.NormCase((2, 12, 3, 5), 4, torch.float32, "channels_last", film=torch.float32)
+    arguments = leaves({**case.arguments(device), missing: None})
+    y = ops.group_norm_silu(**arguments)
+    exact = leaves(exactly(arguments))
+    wanted = MODULE.reference(**exact)
+    within(y, wanted, y.dtype, FORWARD[y.dtype])
+    y.sum().backward()
+    wanted.sum().backward()
+    for name in set(TENSORS) - {missing}:
+        within(arguments[name].grad, exact[name].grad, torch.float32, 48, name)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "expanded", "wide_rows"])
+@pytest.mark.parametrize("x_layout", ["contiguous", "channels_last"])
+def test_gradient_in_any_layout(device, cases, within, x_layout, layout) -> None:
+    case = cases.NormCase((3, 16, 5, 6), 4, torch.float32, x_layout)
+    arguments = leaves(case.arguments(device))
+    values = torch.randn(case.shape, generator=torch.Generator().manual_seed(2))
+    grad = cases.LAYOUTS[layout](values).to(device)
+    y = ops.group_norm_silu(**arguments)
+    y.backward(grad)
+    exact = leaves(exactly(arguments))
+    MODULE.reference(**exact).backward(grad.cpu().double())
+    assert arguments["x"].grad.stride() == y.stride()
+    within(arguments["x"].grad, exact["x"].grad, torch.float32, BACKWARD[torch.float32])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_stays_in_its_group(device, cases, value, layout) -> None:
+    case = cases.NormCase((2, 8, 4, 4), 4, torch.float32, layout)
+    arguments = case.arguments(device)
+    clean = ops.group_norm_silu(**arguments)
+    arguments["x"][1, 2, 3, 1] = value
+    y = ops.group_norm_silu(**arguments)
+    hit = torch.zeros(2, 8, dtype=torch.bool, device=device)
+    hit[1, 2:4] = True
+    assert torch.equal(y[~hit], clean[~hit])
+    assert y[hit].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_silu_saturates(device, dtype) -> None:
+    """Very negative arguments give zero, very positive ones themselves; never NaN."""
+    bias = torch.tensor([-1e30, -1e4, -100.0, 0.0, 100.0, 1e4, 1e30], device=device).to(dtype)
+    x = torch.zeros(1, 7, 2, 2, dtype=dtype, device=device, requires_grad=True)
+    y = ops.group_norm_silu(x, None, bias, 7)
+    y.sum().backward()
+    expected = torch.where(bias > 0, bias, torch.zeros_like(bias))
+    assert torch.allclose(y[0, :, 0, 0], expected, rtol=1e-6, atol=1e-35)
+    assert x.grad.isfinite().all()
+
+
+def test_batch_does_not_matter(device, cases) -> None:
+    for layout in ("contiguous", "channels_last"):
+        case = cases.NormCase((5, 32, 9, 7), 8, torch.float32, layout, film=torch.float32)
+        arguments = leaves(case.arguments(device))
+        y = ops.group_norm_silu(**arguments)
+        y.sum().backward()
+        alone = {
+            name: value[3:4].detach().requires_grad_() if name in ("x", "scale", "shift") else value
+            for name, value in arguments.items()
+        }
+        one = ops.group_norm_silu(**alone)
+        one.sum().backward()
+        assert torch.equal(one, y[3:4])
+        assert torch.equal(alone["x"].grad, arguments["x"].grad[3:4])
+
+
+def test_same_bits_every_time_and_on_any_number_of_threads(device, cases) -> None:
+    def run(case) -> list[Tensor]:
+        arguments = leaves(case.arguments(device))
+        y = ops.group_norm_silu(**arguments)
+        y.backward(torch.sin(torch.arange(y.numel(), device=device)).view(y.shape).to(y.dtype))
+        return [y.detach(), *(arguments[name].grad for name in TENSORS)]
+
+    before = torch.get_num_threads()
+    for layout in ("contiguous", "channels_last"):
+        case = cases.NormCase((3, 64, 33, 31), 8, torch.float32, layout, film=torch.float32)
+        results = []
+        for threads in (1, 1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(run(case))
+        torch.set_num_threads(before)
+        own = ops.default("group_norm_silu", device)
+        for name, *values in zip(("y", *TENSORS), *results, strict=True):
+            assert torch.equal(values[0], values[1]), name
+            if own in ("cpp", "triton", "cuda"):
+                assert all(torch.equal(values[0], each) for each in values[2:]), (layout, name)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_gradcheck(place, device, cases, layout) -> None:
+    if place[0] in ("cuda", "triton"):
+        # they compute in float32: gradients are held against float64 in test_backward
+        assert place[1] != "cpu" or torch.cuda.is_available() is False
+        return
+    case = cases.NormCase(
+        (2, 4, 2, 3), 2, torch.float64, layout, torch.float64, torch.float64
+    )  # fmt: skip
+    arguments = leaves(case.arguments(device))
+
+    def call(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return ops.group_norm_silu(x, weight, bias, 2, 1e-5, scale, shift, True)
+
+    inputs = [arguments[name] for name in TENSORS]
+    assert torch.autograd.gradcheck(call, inputs)
+    if place[0] == "reference":
+        assert torch.autograd.gradgradcheck(call, inputs)
+
+
+def test_second_derivative_of_the_registered_op_is_refused() -> None:
+    x = torch.randn(1, 4, 2, 2, requires_grad=True)
+    y = torch.ops.palette.group_norm_silu(x, None, None, 2, 1e-5, None, None, True)[0]
+    (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        dx.sum().backward()
+
+
+def test_statistics_of_the_registered_op(cases, within) -> None:
+    for dtype, layout in [(torch.float32, "contiguous"), (torch.bfloat16, "channels_last")]:
+        arguments = cases.NormCase((2, 8, 5, 3), 4, dtype, layout).arguments()
+        _, mean, rstd = torch.ops.palette.group_norm_silu(**arguments)
+        grouped = arguments["x"].double().reshape(2, 4, -1)
+        assert mean.dtype == rstd.dtype == torch.float32
+        within(mean, grouped.mean(-1), torch.float32, 8, "mean")
+        wanted = (grouped.var(-1, correction=0) + 1e-5).rsqrt()
+        within(rstd, wanted, torch.float32, 8, "rstd")
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "channel_slice", "transposed"])
+def test_opcheck(cases, layout) -> None:
+    film = torch.float32 if layout != "contiguous" else None
+    case = cases.NormCase((2, 8, 3, 5), 4, torch.float32, layout, film=film)
+    arguments = leaves(case.arguments())
+    torch.library.opcheck(torch.ops.palette.group_norm_silu.default, tuple(arguments.values()))
+
+
+def test_opcheck_backward(cases) -> None:
+    for dtype, layout, affine in [
+        (torch.float32, "channels_last", torch.float32),
+        (torch.bfloat16, "contiguous", None),
+    ]:
+        case = cases.NormCase((2, 8, 3, 5), 4, dtype, layout, affine, affine)
+        arguments = case.arguments()
+        y, mean, rstd = torch.ops.palette.group_norm_silu(**arguments)
+        inputs = (torch.ones_like(y), arguments["x"], mean, rstd, arguments["weight"],
+                  arguments["bias"], 4, arguments["scale"], arguments["shift"], True)  # fmt: skip
+        torch.library.opcheck(
+            torch.ops.palette.group_norm_silu_backward.default,
+            inputs,
+            test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
+        )
+
+
+def test_autocast_keeps_the_dtype(device) -> None:
+    x = torch.randn(1, 8, 4, 4, device=device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        assert ops.group_norm_silu(x, None, None, 4).dtype == torch.float32
+        assert ops.group_norm_silu(x.bfloat16(), None, None, 4).dtype == torch.bfloat16
+
+
+def test_function_transforms_of_the_reference() -> None:
+    x = torch.randn(3, 1, 4, 2, 2, dtype=torch.float64)
+    with ops.use("reference"):
+        batched = torch.func.vmap(lambda one: ops.group_norm_silu(one, None, None, 2))(x)
+        single = torch.stack([ops.group_norm_silu(one, None, None, 2) for one in x])
+    assert torch.allclose(batched, single)
+
+
+WRONG = [
+    ({"x": [1.0]}, TypeError, "x is list, wanted a tensor"),
+    ({"x": torch.zeros(2, 8, 4, 4, dtype=torch.int64)}, TypeError, "x is int64, wanted float32 or"),
+    ({"x": torch.zeros(8)}, ValueError, r"x has shape \[8\], wanted \[N, C, ...\]"),
+    ({"groups": 3}, ValueError, "groups is 3, wanted a divisor of x's 8 channels"),
+    ({"groups": 0}, ValueError, "groups is 0, wanted a divisor"),
+    ({"weight": torch.ones(4)}, ValueError, r"weight has shape \[4\], wanted \[8\]"),
+    ({"bias": torch.ones(8, 1)}, ValueError, r"bias has shape \[8, 1\], wanted \[8\]"),
+    ({"scale": torch.ones(2, 8, 1, 1)}, ValueError, r"scale has shape .*, wanted \[2, 8\]"),
+    ({"shift": torch.ones(8)}, ValueError, r"shift has shape \[8\], wanted \[2, 8\]"),
+    ({"weight": torch.ones(8).half()}, TypeError, "weight is float16, wanted float32"),
+    ({"weight": torch.ones(8, device="meta")}, ValueError, "weight is on meta, wanted cpu"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), WRONG, ids=[each[2] for each in WRONG])
+def test_errors_name_the_argument(change, error, message) -> None:
+    arguments = {"x": torch.zeros(2, 8, 4, 4), "weight": None, "bias": None, "groups": 4}
+    with pytest.raises(error, match="group_norm_silu: " + message):
+        ops.group_norm_silu(**{**arguments, **change})
