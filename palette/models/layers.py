@@ -8,22 +8,19 @@ layer here: a channels-last input stays channels-last to the end of the network.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
+from palette.models.noise_level import EMBEDDINGS
 from palette.ops import attention, group_norm_silu
 from palette.ops.philox import DROPOUT, uniform
 
-LOG_SNR_LIMIT = 20.0
-
 AttentionOrder = Literal["legacy", "new"]
-Embedding = Literal["log_snr", "gamma", "sqrt_gamma"]
 
 
 class GroupNormSiLU(nn.GroupNorm):
@@ -243,41 +240,11 @@ def maybe_recompute(active: bool, function: Callable[..., Tensor], *arguments: o
     return function(*arguments)
 
 
-def wide(x: Tensor) -> Tensor:
-    """x in float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def channels_last(network: nn.Module) -> None:
     """Store the 2-D convolution weights of a network channels-last, in place."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def noise_level(gamma: Tensor, embedding: Embedding) -> Tensor:
-    """The number a network is told about the noise level: one per image, [N] from gamma [N].
-
-    ``gamma`` (published Palette) and ``sqrt_gamma`` (SR3) lie in [0, 1], where sinusoids of period
-    6 and more hardly move: levels below 1e-3 are nearly one and the same. ``log_snr`` spreads
-    them: ln(gamma / (1 - gamma)), clipped to +-20 (Salimans & Ho 2022, appendix) and mapped
-    linearly onto [0, 1000], the range that the sinusoids were made for (Ho et al. 2020) and onto
-    which Kingma et al. 2021 map their log-SNR too; 0 is clean, 1000 is noise.
-    """
-    if embedding == "gamma":
-        return gamma
-    if embedding == "sqrt_gamma":
-        return gamma.sqrt()
-    log_snr = (gamma.log() - torch.log1p(-gamma)).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
-    return (LOG_SNR_LIMIT - log_snr) * (1000 / (2 * LOG_SNR_LIMIT))
-
-
-def sinusoids(level: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [N, channels/2] each of level [N] at frequencies 10000^(-2k/channels)."""
-    half = channels // 2
-    k = torch.arange(half, dtype=torch.float32, device=level.device)
-    angle = level[:, None] * torch.exp(-math.log(10000) / half * k)
-    return angle.cos(), angle.sin()
 
 
 def attention_levels(
@@ -359,7 +326,7 @@ def _reflected(length: int, size: int, device: torch.device) -> Tensor:
 
 
 def check_sizes(
-    channels: int, channel_mults: Sequence[float], res_blocks: int, embedding: Embedding
+    channels: int, channel_mults: Sequence[float], res_blocks: int, embedding: str
 ) -> None:
     """Raise ValueError for arguments of a network that make none."""
     if channels < 2 or channels % 2:
@@ -368,7 +335,7 @@ def check_sizes(
         raise ValueError("channel_mults: empty; give one number per level, such as (1, 2, 4, 8)")
     if res_blocks < 1:
         raise ValueError(f"res_blocks: {res_blocks} is not a positive number")
-    if embedding not in get_args(Embedding):
+    if embedding not in EMBEDDINGS:
         raise ValueError(
-            f"embedding: {embedding!r} is unknown; choose from {', '.join(get_args(Embedding))}"
+            f"embedding: {embedding!r} is unknown; choose from {', '.join(EMBEDDINGS)}"
         )

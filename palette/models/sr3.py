@@ -16,21 +16,18 @@ from torch import Tensor, nn
 from palette.models.layers import (
     Attention,
     Dropout,
-    Embedding,
     GroupNormSiLU,
     Upsample,
     attention_levels,
     channels_last,
     check_sizes,
     describe_attention,
-    noise_level,
     number_dropouts,
     pad_by_reflection,
     pair,
     round_up,
-    sinusoids,
-    wide,
 )
+from palette.models.noise_level import Embedding, noise_level, sinusoids
 from palette.ops import attention
 
 
@@ -132,7 +129,7 @@ class SR3UNet(nn.Module):
             raise ValueError("label: this network has no classes; leave the label out")
         if self.noise_level_mlp is None:
             return gamma.new_empty(gamma.shape[0], 0)
-        level = noise_level(wide(gamma.reshape(-1)), self.embedding)
+        level = noise_level(gamma, self.embedding)
         cosines, sines = sinusoids(level, self.channels)
         h: Tensor = self.noise_level_mlp(torch.cat([sines, cosines], dim=1).to(self.dtype))
         return h

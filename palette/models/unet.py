@@ -21,7 +21,6 @@ from palette.models.layers import (
     AttentionOrder,
     ConditionedSequential,
     Downsample,
-    Embedding,
     GroupNormSiLU,
     ResBlock,
     Upsample,
@@ -29,15 +28,13 @@ from palette.models.layers import (
     channels_last,
     check_sizes,
     describe_attention,
-    noise_level,
     number_dropouts,
     number_of_heads,
     pad_by_reflection,
     pair,
     round_up,
-    sinusoids,
-    wide,
 )
+from palette.models.noise_level import Embedding, noise_level, sinusoids
 
 
 class UNet(nn.Module):
@@ -63,7 +60,7 @@ class UNet(nn.Module):
         resblock_updown: resample inside residual blocks instead of by plain layers.
         conv_resample: the plain resampling layers have a convolution.
         checkpoint: recompute activations in the backward pass to save memory.
-        embedding: how the network is told the noise level; see ``layers.noise_level``.
+        embedding: how the network is told the noise level; see ``noise_level.noise_level``.
         num_classes: number of labels. Class ``num_classes`` stands for "no label".
         zero_init: the last convolution of every residual block, of attention and of the network
             starts at zero, so that each block begins as its skip connection.
@@ -189,7 +186,7 @@ class UNet(nn.Module):
                 else f"label: this network has {self.num_classes} classes; give int64 [N], "
                 f"where {self.num_classes} stands for no label"
             )
-        level = noise_level(wide(gamma.reshape(-1)), self.embedding)
+        level = noise_level(gamma, self.embedding)
         cosines, sines = sinusoids(level, self.channels)
         h: Tensor = self.cond_embed(torch.cat([cosines, sines], dim=1).to(self.dtype))
         if label is not None:
