@@ -29,7 +29,7 @@ SANITIZE = address,undefined
 asan:
 	CUDA_HOME=/none PALETTE_SANITIZE=$(SANITIZE) $(PYTHON) setup.py --quiet build \
 		--build-temp build/asan-temp --build-lib build/asan
-	PYTHONPATH=build/asan \
+	PYTHONPATH=$(CURDIR)/build/asan \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 		pytest tests/ops

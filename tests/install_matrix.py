@@ -91,7 +91,12 @@ class Environment:
         return done.stdout
 
     def pip(self, *arguments: str, cwd: Path, **environment: str) -> str:
-        return self.python("-m", "pip", "install", "-v", *arguments, cwd=cwd, **environment)
+        """Everything that an installation that must succeed has said."""
+        command = [str(self.bin / "python"), "-m", "pip", "install", "-v", *arguments]
+        done = self.run(*command, cwd=cwd, **environment)
+        said = f"{done.stdout}\n{done.stderr}"
+        assert done.returncode == 0, said
+        return said
 
     def probe(self, cwd: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.python("-c", PROBE, cwd=cwd).splitlines()[-1])
@@ -170,8 +175,9 @@ def test_sdist_then_wheel(environment: Environment, source: Path, elsewhere: Pat
 
 def test_uv(environment: Environment, source: Path, elsewhere: Path) -> None:
     python = str(environment.bin / "python")
-    command = ["-m", "uv", "pip", "install", "--python", python, "--no-build-isolation"]
-    environment.python(*command, "--no-deps", ".", cwd=source, **NO_NVCC)
+    command = ["uv", "pip", "install", "--python", python, "--no-build-isolation", "--no-deps"]
+    done = environment.run(*command, ".", cwd=source, **NO_NVCC)
+    assert done.returncode == 0, done.stderr
     environment.works_everywhere(source, elsewhere)
 
 
