@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from palette import ops
+from palette.diffusion.buffers import Arguments, Buffers
 from palette.diffusion.schedule import Array
 from palette.diffusion.solvers import coefficients
 
@@ -44,7 +44,7 @@ class Sampler:
             ``embed(gamma, label)`` and ``body(x, embedding)``, the embeddings of all steps are
             computed once.
         levels: float64 [S+1], increasing, from ``schedule.spaced`` or ``schedule.published``.
-        solver: "dpmpp_2m", "ddim" or "ddpm".
+        solver: "dpmpp_2m", "unipc", "ddim" or "ddpm".
         prediction: what the network answers: "epsilon", "x0" or "v".
         eta: share of fresh noise, for ``ddim`` only.
         guidance: weight of the label (classifier-free guidance, Ho and Salimans 2022): the answer
@@ -74,9 +74,9 @@ class Sampler:
         self.guidance = guidance
         self.dtype = dtype
         self.steps: int = self.table.shape[0]
-        self._needs_history = bool((self.table[:, 4] != 0.0).any())
+        self._history = 2 if self.table.shape[1] > 6 else int((self.table[:, 4] != 0.0).any())
         self._draws_noise = bool((self.table[:, 5] != 0.0).any())
-        self._buffers: OrderedDict[tuple[object, ...], _Buffers] = OrderedDict()
+        self._buffers: OrderedDict[tuple[object, ...], Buffers] = OrderedDict()
 
     @torch.no_grad()
     def sample(
@@ -99,8 +99,7 @@ class Sampler:
 
         Args:
             condition: [N, C', H, W] in [-1, 1]; C' is 0 for an unconditional network.
-            seeds: one 64-bit integer per image.
-            channels: C of the images.
+            seeds, channels: one 64-bit integer per image, and C of the images.
             known, mask: [N, C, H, W] and [N, 1, H, W] (1 = hole): pixels outside the hole are
                 those of ``known`` after every step and, unless ``initial`` is given, before the
                 first.
@@ -117,25 +116,24 @@ class Sampler:
         Returns:
             [N, C, H, W] float32, in [-1, 1] where the levels end at 1.0.
 
-        Raises:
-            ValueError: shapes or numbers that do not fit each other.
-            CancelledError: ``on_step`` returned False. Its own exceptions pass through unchanged.
+        Raises ValueError for shapes or numbers that do not fit each other, CancelledError when
+        ``on_step`` returned False; exceptions of ``on_step`` itself pass through.
         """
-        task = _Task.checked(
+        arguments = Arguments.checked(
             condition, seeds, channels, known, mask, label, initial, self._noises(noises)
         )
-        count, device = len(task.seeds), condition.device
+        count, device = len(arguments.seeds), condition.device
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         group = max(1, min(batch_size or count, count))
         starts = range(0, count, group)
-        result = torch.empty(task.shape, dtype=torch.float32, device=device)
+        result = torch.empty(arguments.shape, dtype=torch.float32, device=device)
         total, hidden = self.steps * len(starts), None if progress else True
         bar = tqdm(total=total, desc="sampling", unit="step", disable=hidden)
         with bar, self._evaluation(device):
             for start in starts:
                 rows = slice(start, start + group)
-                run = self._run(task.part(rows), preview == "x0" and on_step is not None)
+                run = self._run(arguments.part(rows), preview == "x0" and on_step is not None)
                 for i, (x0, state) in enumerate(run):
                     bar.update()
                     shown = state if x0 is None or preview == "state" else x0
@@ -144,63 +142,70 @@ class Sampler:
                 result[rows] = state
         return result
 
-    def _run(self, task: _Task, wants_x0: bool) -> Iterator[tuple[Tensor | None, Tensor]]:
+    def _run(self, arguments: Arguments, wants_x0: bool) -> Iterator[tuple[Tensor | None, Tensor]]:
         """Yield (x0 if it is kept, state) after every step for one group of images."""
-        device = task.condition.device
-        table = torch.from_numpy(self.table.astype(np.float32)).to(device)
-        buffers = self._buffers_for(task, self._needs_history or wants_x0)
-        buffers.start(task)
-        evaluate = self._evaluator(task)
-        draws = self._draws_noise and task.noises is None
+        device = arguments.condition.device
+        columns = torch.from_numpy(self.table.astype(np.float32)).to(device)
+        table, two_ago = columns[:, :6].contiguous(), columns[:, 6:]
+        buffers = self._buffers_for(arguments, max(self._history, int(wants_x0)))
+        buffers.start(arguments)
+        evaluate = self._evaluator(arguments)
+        draws = self._draws_noise and arguments.noises is None
         for i in range(self.steps):
+            buffers.look_back(two_ago)
             ops.reverse_step(
                 buffers.state,
                 evaluate(buffers.inputs, buffers.step),
                 table,
                 buffers.step,
-                seeds=task.seeds if draws else None,
-                noise=task.noise(i),
+                seeds=arguments.seeds if draws else None,
+                noise=arguments.noise(i),
                 history=buffers.history,
-                known=task.known,
-                mask=task.mask,
+                known=arguments.known,
+                mask=arguments.mask,
                 slot=buffers.slot,
             )
             buffers.step.add_(1)
             yield buffers.history, buffers.state
 
-    def _evaluator(self, task: _Task) -> Callable[[Tensor, Tensor], Tensor]:
+    def _evaluator(self, arguments: Arguments) -> Callable[[Tensor, Tensor], Tensor]:
         """The network as a function of (input, device step), guidance included."""
-        labelled = self._branch(task, task.label)
+        labelled = self._branch(arguments, arguments.label)
         if self.guidance == 1.0:
             return labelled
         classes = getattr(self.network, "num_classes", None)
-        if task.label is None or classes is None:
+        if arguments.label is None or classes is None:
             raise ValueError(
                 f"guidance is {self.guidance}, expected 1 without labels and num_classes"
             )
-        unlabelled = self._branch(task, torch.full_like(task.label, classes))
+        unlabelled = self._branch(arguments, torch.full_like(arguments.label, classes))
 
         def guided(x: Tensor, step: Tensor) -> Tensor:
             return torch.lerp(unlabelled(x, step).float(), labelled(x, step).float(), self.guidance)
 
         return guided
 
-    def _branch(self, task: _Task, label: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+    def _branch(
+        self, arguments: Arguments, label: Tensor | None
+    ) -> Callable[[Tensor, Tensor], Tensor]:
         """The network with one label per image, its embeddings computed ahead if it offers them."""
         network: Any = self.network
-        count = task.seeds.shape[0]
-        gammas = torch.from_numpy(self.levels[:-1].astype(np.float32)).to(task.seeds.device)
+        count, device = arguments.seeds.shape[0], arguments.seeds.device
+        gammas = torch.from_numpy(self.levels[:-1].astype(np.float32)).to(device)
 
-        if hasattr(network, "embed") and hasattr(network, "body"):
+        # A compiled module passes the names of the one inside through, uncompiled.
+        if hasattr(network, "embed") and hasattr(network, "body") and not _compiled(network):
             if label is None:
-                rows = network.embed(gammas).unsqueeze(1)  # [S, 1, E]
-            else:
-                rows = network.embed(gammas.repeat_interleave(count), label.repeat(self.steps))
-                rows = rows.unflatten(0, (self.steps, count))  # [S, N, E]
+                rows = network.embed(gammas)[:, None]  # [S, 1, E]
+                which = torch.zeros(count, dtype=torch.int64, device=device)
+            else:  # one call a class: the bits do not depend on the labels beside it
+                classes, which = torch.unique(label, return_inverse=True)
+                every = [network.embed(gammas, each.expand(self.steps)) for each in classes]
+                rows = torch.stack(every, dim=1)  # [S, classes, E]
 
             def embedded(x: Tensor, step: Tensor) -> Tensor:
-                row = rows.index_select(0, step.view(1)).squeeze(0).expand(count, -1)
-                output: Tensor = network.body(x, row)
+                row = rows.index_select(0, step.view(1)).squeeze(0).index_select(0, which)
+                output: Tensor = network.body(x, row)  # row is [N, E]
                 return output
 
             return embedded
@@ -243,150 +248,16 @@ class Sampler:
             raise ValueError(f"noises has {len(noises)} entries, expected {needed}")
         return noises
 
-    def _buffers_for(self, task: _Task, history: bool) -> _Buffers:
-        key = (*task.condition.shape, *task.shape, history, task.condition.device)
+    def _buffers_for(self, arguments: Arguments, history: int) -> Buffers:
+        key = (*arguments.condition.shape, *arguments.shape, history, arguments.condition.device)
         if key not in self._buffers:
-            self._buffers[key] = _Buffers.empty(task, history, self.dtype)
+            self._buffers[key] = Buffers.empty(arguments, history, self.dtype)
             if len(self._buffers) > KEPT_BUFFERS:
                 self._buffers.popitem(last=False)
         self._buffers.move_to_end(key)
         return self._buffers[key]
 
 
-@dataclass(frozen=True)
-class _Buffers:
-    """What a group of images of one shape needs at every step, at addresses that never change."""
-
-    inputs: Tensor  # [N, C'+C, H, W] in the network's dtype, channels-last
-    slot: Tensor  # its last C channels
-    state: Tensor  # [N, C, H, W] float32, channels-last
-    history: Tensor | None  # like state
-    step: Tensor  # int64 scalar
-
-    @classmethod
-    def empty(cls, task: _Task, history: bool, dtype: torch.dtype) -> _Buffers:
-        count, extra, height, width = task.condition.shape
-        device, layout = task.condition.device, torch.channels_last
-        channels = extra + task.shape[1]
-        inputs = torch.empty(
-            (count, channels, height, width), dtype=dtype, device=device, memory_format=layout
-        )
-        state = torch.empty(task.shape, device=device, memory_format=layout)
-        return cls(
-            inputs=inputs,
-            slot=inputs[:, extra:],
-            state=state,
-            history=torch.empty_like(state) if history else None,
-            step=torch.zeros((), dtype=torch.int64, device=device),
-        )
-
-    def start(self, task: _Task) -> None:
-        """Set everything for the first step."""
-        self.step.zero_()
-        if self.history is not None:
-            self.history.zero_()
-        state = task.initial
-        if state is None:
-            state = ops.noise(task.seeds, 0, task.shape[1:])
-            if task.known is not None and task.mask is not None:
-                state = task.known * (1.0 - task.mask) + task.mask * state
-        self.state.copy_(state)
-        self.inputs[:, : self.inputs.shape[1] - state.shape[1]].copy_(task.condition)
-        self.slot.copy_(state)
-
-
-@dataclass(frozen=True)
-class _Task:
-    """The checked arguments of one call; tensors have one entry per image."""
-
-    condition: Tensor
-    seeds: Tensor  # int64
-    shape: tuple[int, int, int, int]  # of the result
-    known: Tensor | None
-    mask: Tensor | None
-    label: Tensor | None
-    initial: Tensor | None
-    noises: list[Tensor] | None
-
-    @classmethod
-    def checked(
-        cls,
-        condition: Tensor,
-        seeds: Tensor | Sequence[int],
-        channels: int,
-        known: Tensor | None,
-        mask: Tensor | None,
-        label: Tensor | None,
-        initial: Tensor | None,
-        noises: list[Tensor] | None,
-    ) -> _Task:
-        if condition.dim() != 4:
-            raise ValueError(f"condition has shape {list(condition.shape)}, expected [N, C', H, W]")
-        count, _, height, width = condition.shape
-        shape = (count, channels, height, width)
-        if (known is None) != (mask is None):
-            raise ValueError("known and mask belong together, expected both or neither")
-        if mask is not None:
-            mask = _float(_shaped("mask", mask, (count, 1, height, width)))
-        expected = {"known": known, "initial": initial}
-        for i, noise in enumerate(noises or ()):
-            expected[f"noises[{i}]"] = noise
-        for name, value in expected.items():
-            if value is not None:
-                _shaped(name, value, shape)
-        return cls(
-            condition=condition,
-            seeds=_seeds(seeds, count, condition.device),
-            shape=shape,
-            known=None if known is None else _float(known),
-            mask=mask,
-            label=None if label is None else _shaped("label", label, (count,)),
-            initial=initial,
-            noises=None if noises is None else [_float(noise) for noise in noises],
-        )
-
-    def noise(self, step: int) -> Tensor | None:
-        """What was given for a step."""
-        return self.noises[step] if self.noises is not None and step < len(self.noises) else None
-
-    def part(self, rows: slice) -> _Task:
-        """The task of some of the images."""
-
-        def cut(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value[rows]
-
-        condition = self.condition[rows]
-        return _Task(
-            condition=condition,
-            seeds=self.seeds[rows],
-            shape=(len(condition), *self.shape[1:]),
-            known=cut(self.known),
-            mask=cut(self.mask),
-            label=cut(self.label),
-            initial=cut(self.initial),
-            noises=None if self.noises is None else [noise[rows] for noise in self.noises],
-        )
-
-
-def _shaped(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
-    if tuple(value.shape) != shape:
-        raise ValueError(f"{name} has shape {list(value.shape)}, expected {list(shape)}")
-    return value
-
-
-def _float(image: Tensor) -> Tensor:
-    """The image as float32 in the layout of the buffers."""
-    return image.to(torch.float32).contiguous(memory_format=torch.channels_last)
-
-
-def _seeds(seeds: Tensor | Sequence[int], count: int, device: torch.device) -> Tensor:
-    """Seeds as int64 [N]; integers of up to 64 bits wrap into the sign."""
-    if not isinstance(seeds, Tensor):
-        signed = [(int(seed) + 2**63) % 2**64 - 2**63 for seed in seeds]
-        seeds = torch.tensor(signed, dtype=torch.int64)
-    if seeds.dtype != torch.int64 or tuple(seeds.shape) != (count,):
-        raise ValueError(
-            f"seeds is {seeds.dtype} of shape {list(seeds.shape)}, expected int64 [{count}],"
-            " one per image of the condition"
-        )
-    return seeds.to(device)
+def _compiled(network: object) -> bool:
+    """Whether ``torch.compile`` made this module."""
+    return hasattr(network, "_orig_mod")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from palette.diffusion.schedule import Schedule, published, spaced
-from palette.diffusion.solvers import PREDICTIONS, SOLVERS, coefficients, ddim, ddpm, dpmpp_2m
+from palette.diffusion.solvers import PREDICTIONS, SOLVERS, coefficients, ddim, ddpm
 from palette.ops import reverse_step
 
 Array = npt.NDArray[np.float64]
@@ -59,11 +59,15 @@ def walk(
     """Run a table through ``reverse_step`` in float64; ``noise`` is [S, *start.shape]."""
     table = torch.from_numpy(coefficients(solver, levels, prediction, eta))
     state = torch.from_numpy(start.copy()).reshape(1, 1, 1, -1)
-    history = torch.zeros_like(state)
+    before, older = torch.zeros_like(state), torch.zeros_like(state)
     for i, gamma in enumerate(levels[:-1]):
         output = torch.from_numpy(answer(denoiser, prediction, state.numpy(), gamma))
         z = None if noise is None else torch.from_numpy(noise[i]).reshape(1, 1, 1, -1)
-        reverse_step(state, output, table, torch.tensor(i), noise=z, history=history)
+        history = before + table[i, 6:].sum() * older
+        reverse_step(
+            state, output, table[:, :6].contiguous(), torch.tensor(i), noise=z, history=history
+        )
+        before, older = history, before
     return state.numpy().reshape(-1)
 
 
@@ -83,7 +87,7 @@ def observed_order(solver: str, exact: Array, denoiser: Denoiser) -> float:
     return float(np.log(errors[0] / errors[1]) / np.log(4))
 
 
-ORDERS = {"ddim": 1, "dpmpp_2m": 2}
+ORDERS = {"ddim": 1, "dpmpp_2m": 2, "unipc": 3}
 
 
 @pytest.mark.parametrize("solver", ORDERS)
@@ -164,11 +168,11 @@ def test_predictions_of_consistent_networks_give_the_same_walk(solver: str) -> N
 def test_the_last_step_to_gamma_1_returns_x0(solver: str) -> None:
     table = coefficients(solver, spaced(SCHEDULE, 7))
     assert np.isfinite(table).all()
-    np.testing.assert_allclose(table[-1, 2:], [1, 0, 0, 0], rtol=0, atol=1e-12)
-    assert (coefficients(solver, np.array([0.1, 1.0]))[0, 2:] == [1, 0, 0, 0]).all()
+    np.testing.assert_allclose(table[-1, 2:6], [1, 0, 0, 0], rtol=0, atol=1e-12)
+    assert (coefficients(solver, np.array([0.1, 1.0]))[0, 2:6] == [1, 0, 0, 0]).all()
 
 
-@pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m"])
+@pytest.mark.parametrize("solver", ORDERS)
 def test_a_constant_x0_is_followed_exactly(solver: str) -> None:
     """Steps of any length are exact where the network always sees the same image."""
     start = np.array([-1.0, 0.3])
@@ -178,9 +182,11 @@ def test_a_constant_x0_is_followed_exactly(solver: str) -> None:
     np.testing.assert_allclose(end, 0.9**0.5 * 0.25 + 0.1**0.5 * epsilon, rtol=1e-12)
 
 
-def test_second_order_first_step_is_ddim() -> None:
+@pytest.mark.parametrize("solver", ["dpmpp_2m", "unipc"])
+def test_the_first_step_of_higher_orders_is_ddim(solver: str) -> None:
     levels = spaced(SCHEDULE, 9)
-    np.testing.assert_allclose(dpmpp_2m(levels)[0], ddim(levels)[0], rtol=1e-12)
+    first = coefficients(solver, levels)[0, :6]
+    np.testing.assert_allclose(first, ddim(levels)[0], rtol=1e-11, atol=1e-15)
 
 
 def test_ddpm_on_the_published_grid_is_the_published_table() -> None:
@@ -200,7 +206,7 @@ def test_ddpm_on_the_published_grid_is_the_published_table() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("euler", [0.1, 1.0]), "solver is 'euler', expected one of ddpm, ddim, dpmpp_2m"),
+        (("euler", [0.1, 1.0]), "solver is 'euler', expected one of ddpm, ddim, dpmpp_2m, unipc"),
         (("ddpm", [0.1, 1.0], "noise"), "prediction is 'noise', expected one of epsilon, x0, v"),
         (("ddpm", [0.1, 1.0], "epsilon", 0.5), "eta is 0.5, expected 0 with solver 'ddpm'"),
         (("ddim", [0.1, 1.0], "epsilon", 1.5), "eta is 1.5"),
