@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,9 +83,10 @@ def _train(options: argparse.Namespace) -> int:
 
     config = configs.load(options.config, options.overrides)
     if options.dry_run:
-        print(run.describe(config))
-        return DONE
-    return run.train(config, resume=options.resume)
+        print(run.dry_run(config))
+    else:
+        run.train(config, resume=options.resume)
+    return DONE
 
 
 def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -157,8 +157,3 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"found {text}, wants an integer of at least 1")
     return value
-
-
-def _broken_pipe() -> None:
-    """A reader such as ``head`` that closes early is no error."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

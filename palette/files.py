@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from palette.data import images
+from PIL import Image as PILImage
+from PIL.PngImagePlugin import PngInfo
+
+from palette.data.paths import scan
 from palette.pipeline import Pipeline
 
 
@@ -53,14 +59,34 @@ def sample_files(
                 path, hole, seed=number, steps=steps, solver=solver, native=native, progress=True
             )
             target = output / (f"{name}.png" if count == 1 else f"{name}_{copy}.png")
-            images.write_png(target, result, model.record(number, steps=steps, solver=solver))
+            write_png(target, result, model.record(number, steps=steps, solver=solver))
             yield target
+
+
+def write_png(path: Path, image: PILImage.Image, record: dict[str, Any]) -> None:
+    """Write ``image`` losslessly, with ``record`` as JSON in the text chunk ``palette``.
+
+    The file appears under its name only when it is whole.
+    """
+    text = PngInfo()
+    text.add_text("palette", json.dumps(record))
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        image.save(temporary, format="PNG", pnginfo=text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _images(given: Path) -> list[Path]:
     if not given.exists():
         raise FileNotFoundError(f"--input: {given} does not exist")
-    return images.find(given) if given.is_dir() else [given]
+    return _found(given) if given.is_dir() else [given]
+
+
+def _found(folder: Path) -> list[Path]:
+    paths = scan(folder)
+    return [Path(paths.path(index)) for index in range(len(paths))]
 
 
 def _mask_for(picture: Path, mask: Path) -> Path:
@@ -68,7 +94,7 @@ def _mask_for(picture: Path, mask: Path) -> Path:
         raise FileNotFoundError(f"--mask: {mask} does not exist")
     if not mask.is_dir():
         return mask
-    matching = [path for path in images.find(mask) if path.stem == picture.stem]
+    matching = [path for path in _found(mask) if path.stem == picture.stem]
     if len(matching) != 1:
         raise ValueError(f"--mask: {mask} has {len(matching)} files named {picture.stem}, wants 1")
     return matching[0]

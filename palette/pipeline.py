@@ -24,12 +24,14 @@ from palette.config import Config
 from palette.data import images, masks, region
 from palette.diffusion import schedule as schedules
 from palette.diffusion.sampler import Sampler
+from palette.models.layers import channels_last
 from palette.models.unet import UNet
 from palette.ops import noise
 
 Picture: TypeAlias = "PILImage.Image | str | os.PathLike[str] | npt.NDArray[np.uint8] | Tensor"
 Preview: TypeAlias = Callable[[int, Tensor], Any]
 
+_CHANNELS = 3
 _CONDITION_STREAM = 1
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -39,8 +41,8 @@ def build_network(config: Config) -> nn.Module:
     model = config.model
     return UNet(
         image_size=image_size(config),
-        in_channels=2 * images.CHANNELS,
-        out_channels=images.CHANNELS,
+        in_channels=2 * _CHANNELS,
+        out_channels=_CHANNELS,
         channels=model.channels,
         channel_mults=model.channel_mults,
         res_blocks=model.res_blocks,
@@ -124,9 +126,8 @@ class Pipeline:
     ) -> None:
         self.device = resolve_device(device) if isinstance(device, str) else device
         self.dtype = resolve_precision(precision, self.device)
-        self.network = network.eval().to(
-            device=self.device, dtype=self.dtype, memory_format=torch.channels_last
-        )
+        self.network = network.eval().to(device=self.device, dtype=self.dtype)
+        channels_last(self.network)
         self.config, self.name, self.digest = config, name, digest
         self.schedule = build_schedule(config)
         self._samplers: dict[tuple[str, int, float], Sampler] = {}
@@ -173,20 +174,25 @@ class Pipeline:
                 f"mask: {len(holes)} masks for {len(given)} images; give 1 or one each"
             )
         pictures = [_open(picture) for picture in given]
-        filled = self._fill(
-            pictures, [_open_mask(h, p) for h, p in zip(holes, pictures, strict=True)], request
-        )
-        results = [_like(source, result) for source, result in zip(given, filled, strict=True)]
+        opened = [_open_mask(h, p) for h, p in zip(holes, pictures, strict=True)]
+        filled = self._fill(pictures, opened, request)
+        results = [
+            _like(source, result, hole)
+            for source, result, hole in zip(given, filled, opened, strict=True)
+        ]
         return results if isinstance(image, list) else results[0]
 
-    def record(self, request_seed: int, steps: int | None = None) -> dict[str, Any]:
-        """What a written picture should say of its origin: model, weights, seed, steps."""
+    def record(
+        self, seed: int, *, steps: int | None = None, solver: str | None = None
+    ) -> dict[str, Any]:
+        """What a written picture should say of its origin, to be drawn again."""
+        request = self._request(steps=steps, solver=solver, seed=seed)
         return {
             "model": self.name,
             "weights": self.digest,
-            "seed": request_seed,
-            "steps": self.config.sample.steps if steps is None else steps,
-            "solver": self.config.sample.solver,
+            "seed": request.seed,
+            "steps": request.steps,
+            "solver": request.solver,
         }
 
     def complete(self, known: Tensor, mask: Tensor, seeds: Tensor, **options: Any) -> Tensor:
@@ -293,7 +299,7 @@ def load(
         ConfigError: the config is wrong.
     """
     found = checkpoints.open_model(Path(path), weights=weights)
-    options = configs.load(config) if config is not None else configs.from_yaml(found.config)
+    options = configs.load(Path(config)) if config is not None else configs.from_yaml(found.config)
     network = build_network(options)
     network.load_state_dict(found.state)
     return Pipeline(
@@ -333,9 +339,13 @@ def _open_mask(mask: Picture, picture: PILImage.Image) -> region.Mask:
     return hole
 
 
-def _like(source: Picture, result: PILImage.Image) -> PILImage.Image | np.ndarray | Tensor:
+def _like(
+    source: Picture, result: PILImage.Image, hole: region.Mask
+) -> PILImage.Image | npt.NDArray[np.uint8] | Tensor:
+    """The result as what was given; known values of a tensor are not rounded to 8 bits."""
     if isinstance(source, Tensor):
-        return images.to_tensor(result)
+        filled = images.to_tensor(result, source.shape[0]).to(source)
+        return torch.where(torch.from_numpy(hole).to(source.device).bool(), filled, source)
     if isinstance(source, np.ndarray):
         return cast(npt.NDArray[np.uint8], np.asarray(result))
     return result

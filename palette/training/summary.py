@@ -20,7 +20,7 @@ from skimage.restoration import inpaint_biharmonic
 from torch import Tensor
 
 from palette import ops
-from palette.pipeline import Pipeline
+from palette.pipeline import Pipeline, load
 from palette.training import pictures
 
 _ROUNDS = 3
@@ -44,7 +44,7 @@ def write_summary(directory: Path, pipeline: Pipeline, batch: dict[str, Any], sa
     target, mask, seeds = batch["target"], batch["mask"].float(), batch["seed"]
     draws = torch.stack([pipeline.complete(target, mask, seeds + i).cpu() for i in range(samples)])
     quality = _quality(target, mask, draws)
-    speed = _speed(pipeline, target[:_TIMED], mask[:_TIMED], seeds[:_TIMED])
+    speed = _speed(directory, pipeline, target[:_TIMED], mask[:_TIMED], seeds[:_TIMED])
     _draw(directory, pipeline, target, mask, seeds, draws)
     tables = {"quality": quality, "speed": speed}
     (directory / "summary.json").write_text(json.dumps(tables, indent=2))
@@ -88,10 +88,10 @@ def biharmonic(target: Tensor, mask: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).clamp(-1, 1).to(target.dtype)
 
 
-def _speed(pipeline: Pipeline, target: Tensor, mask: Tensor, seeds: Tensor) -> dict[str, Any]:
-    plain = Pipeline(
-        pipeline.network_copy(), pipeline.config, device=pipeline.device, precision="float32"
-    )
+def _speed(
+    directory: Path, pipeline: Pipeline, target: Tensor, mask: Tensor, seeds: Tensor
+) -> dict[str, Any]:
+    wide = load(directory, device=pipeline.device, precision="float32")
 
     def through(model: Pipeline, backend: str | None) -> Callable[[], Tensor]:
         def run() -> Tensor:
@@ -104,8 +104,8 @@ def _speed(pipeline: Pipeline, target: Tensor, mask: Tensor, seeds: Tensor) -> d
 
     name = str(pipeline.dtype).removeprefix("torch.")
     paths = {
-        "plain PyTorch, float32": through(plain, "reference"),
-        "fused, float32": through(plain, None),
+        "plain PyTorch, float32": through(wide, "reference"),
+        "fused, float32": through(wide, None),
         f"fused, {name} (as sampled)": through(pipeline, None),
     }
     results = {label: path() for label, path in paths.items()}
@@ -139,8 +139,8 @@ def _draw(
 
     frames: list[Tensor] = []
 
-    def keep(_: int, state: Tensor) -> None:
-        frames.append(state.detach().cpu().clone())
+    def keep(_: int, estimate: Tensor) -> None:
+        frames.append(estimate.cpu().clone())
 
     pipeline.complete(target[:4], mask[:4], seeds[:4], on_step=keep)
     pictures.strip(frames).save(directory / "strip.png")

@@ -1,0 +1,107 @@
+"""One training run, from its config to the pictures at the end."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+
+from palette import config as configs
+from palette import ops
+from palette.config import Config
+from palette.data.dataset import TaskDataset, collate
+from palette.data.sources import open_split
+from palette.data.tasks import make_task
+from palette.pipeline import build_network, image_size, load, resolve_device, resolve_precision
+from palette.training.distributed import World, world
+from palette.training.summary import write_summary
+from palette.training.trainer import Trainer
+
+
+def train(config: Config, resume: str | None = None) -> None:
+    """Train as ``config`` says, then write the summary where ``summary.crops`` asks for one.
+
+    Args:
+        config: the whole config.
+        resume: as for ``Trainer.fit``.
+
+    Raises:
+        ConfigError, CheckpointError, ValueError: what a user can cause, in one line each.
+        SystemExit: 143 or 130 after SIGTERM or Ctrl-C, with everything saved.
+    """
+    with world() as processes:
+        dataset, validation = build_datasets(config)
+        torch.manual_seed(config.run.seed)
+        network = build_network(config)
+        if processes.is_first:
+            print(describe(config, network))
+        Trainer(config, network, dataset, validation, processes).fit(resume)
+        if processes.is_first and config.summary.crops > 0:
+            _summarise(config, processes)
+
+
+def build_datasets(config: Config) -> tuple[TaskDataset, TaskDataset | None]:
+    """The training samples, and the fixed samples held out of training where there are any."""
+    data, size = config.data, image_size(config)
+    training, held_out = open_split(
+        data.source,
+        data.path,
+        image_size=size,
+        samples=data.samples_per_epoch,
+        validation=data.validation,
+    )
+    task = make_task(config.task.name, mask=config.task.mask)
+    seed = config.run.seed
+    dataset = TaskDataset(training, task, size, seed, flip=data.flip)
+    if held_out is None:
+        return dataset, None
+    return dataset, TaskDataset(held_out, task, size, seed, fit="center", shuffle=False)
+
+
+def describe(config: Config, network: torch.nn.Module | None = None) -> str:
+    """What would be trained, on what, and by which ops, in a few lines."""
+    network = build_network(config) if network is None else network
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    device = resolve_device()
+    dtype = str(resolve_precision(config.train.precision, device)).removeprefix("torch.")
+    backends = ", ".join(f"{op} {ops.default(op, device.type)}" for op in ops.names())
+    attention = "; ".join(getattr(network, "attention_layers", [])) or "none"
+    return "\n".join(
+        (
+            f"network: {config.model.kind}, {parameters:,} parameters; attention: {attention}",
+            f"task: {config.task.name} at {'x'.join(map(str, image_size(config)))}",
+            f"ops on {device}, {dtype}: {backends}",
+        )
+    )
+
+
+def _summarise(config: Config, processes: World) -> None:
+    directory = Path(config.run.dir)
+    model = load(directory, device=processes.device)
+    _, held_out = open_split(
+        config.data.source,
+        config.data.path,
+        image_size=image_size(config),
+        validation=config.summary.crops,
+    )
+    if held_out is None:
+        return
+    task = make_task("inpaint", mask="center")
+    dataset = TaskDataset(
+        held_out, task, image_size(config), config.run.seed, fit="center", shuffle=False
+    )
+    entries = dataset.__getitems__([(0, index) for index in range(config.summary.crops)])
+    print(f"\nSampling {config.summary.crops} crops, {config.summary.samples} times each …\n")
+    print(write_summary(directory, model, collate(entries), config.summary.samples))
+    where = shlex.quote(config.run.dir)
+    print(f"Pictures and tables: {where}. Now your own, from the command line and from Python:\n")
+    print(f"    python -m palette sample {where} --input photo.jpg --mask mask.png --output out")
+    print(f'    palette.load("{config.run.dir}").inpaint("photo.jpg", "mask.png", seed=0)')
+    sys.stdout.flush()
+
+
+def dry_run(config: Config) -> str:
+    """The resolved config and what it would train."""
+    return f"{configs.to_yaml(config)}\n{describe(config)}"
