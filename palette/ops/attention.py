@@ -75,11 +75,9 @@ def _unpack(qkv: Tensor, heads: int, order: str) -> tuple[Tensor, Tensor, Tensor
 
 def _pack(out: Tensor, qkv: Tensor) -> Tensor:
     """out [N, heads, T, D] as [N, C, ...] in qkv's dtype and layout."""
-    n, heads, _, d = out.shape
-    out = out.to(qkv.dtype)
-    if _layout.channels_last(qkv):
-        return out.transpose(1, 2).reshape(n, *qkv.shape[2:], heads * d).movedim(-1, 1)
-    return out.transpose(-1, -2).reshape(n, heads * d, *qkv.shape[2:])
+    n, heads, t, d = out.shape
+    out = out.to(qkv.dtype).transpose(-1, -2).reshape(n, heads * d, t)
+    return _layout.dense_like(out.reshape(n, heads * d, *qkv.shape[2:]), qkv)
 
 
 def _check(qkv: Tensor, heads: int, order: str) -> None:
@@ -104,7 +102,7 @@ def _forward(qkv: Tensor, heads: int, order: str) -> tuple[Tensor, Tensor]:
     q, k, v = _unpack(qkv.to(_layout.wide(qkv.dtype)), heads, order)
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     lse = torch.logsumexp(scores, dim=-1)
-    return _layout.dense_like(_pack(torch.softmax(scores, dim=-1) @ v, qkv), qkv), lse
+    return _pack(torch.softmax(scores, dim=-1) @ v, qkv), lse
 
 
 def _backward(

@@ -69,12 +69,12 @@ def reference(
     numel = torch.Size(shape).numel()
     padded = (numel + 3) // 4 * 4
     values = philox.words(seeds, padded, step=step, stream=stream, layer=layer)
-    uniforms = philox.to_uniform(values).reshape(-1, padded // 2, 2)  # [N, pair, 2]
+    uniforms = philox.to_uniform(values).reshape(len(seeds), padded // 2, 2)  # [N, pair, 2]
     angle = (uniforms[..., 1] * TWO_PI).to(torch.float64)  # the product is rounded to float32
     radius = torch.sqrt(-2 * torch.log(uniforms[..., 0].to(torch.float64)))
     pairs = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
     normals = pairs.to(torch.float32).flatten(1)[:, :numel]
-    return normals.reshape(seeds.shape[0], *shape)
+    return normals.reshape(seeds.shape[0], *shape).contiguous()
 
 
 def _check(

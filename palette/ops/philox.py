@@ -95,4 +95,4 @@ def uniform(
     """
     numel = torch.Size(shape).numel()
     values = words(seeds, numel, step=step, stream=stream, layer=layer)
-    return to_uniform(values).reshape(seeds.shape[0], *shape)
+    return to_uniform(values).reshape(seeds.shape[0], *shape).contiguous()

@@ -48,6 +48,11 @@ def within(
     )
 
 
+def strides(x: Tensor) -> tuple[int, ...]:
+    """The strides that matter: those of dimensions longer than 1."""
+    return tuple(step for size, step in zip(x.shape, x.stride(), strict=True) if size > 1)
+
+
 def _channel_slice(values: Tensor) -> Tensor:
     """Channels 1 ... C of a channels-last tensor of C + 3."""
     n, c, *rest = values.shape

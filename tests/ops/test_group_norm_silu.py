@@ -50,13 +50,13 @@ def leaves(arguments: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_forward(norm_case, device, within) -> None:
+def test_forward(norm_case, device, cases, within) -> None:
     arguments = norm_case.arguments(device)
     before = {k: v.clone() for k, v in arguments.items() if isinstance(v, Tensor)}
     y = ops.group_norm_silu(**arguments)
     exact = MODULE.reference(**exactly(arguments))
     assert y.dtype == norm_case.dtype
-    assert y.stride() == _layout.empty_like(arguments["x"]).stride()
+    assert cases.strides(y) == cases.strides(_layout.empty_like(arguments["x"]))
     within(y, exact, y.dtype, FORWARD[y.dtype] * conditioning(arguments))
     for name, value in before.items():
         assert torch.equal(arguments[name], value), f"{name} was changed"
@@ -142,7 +142,7 @@ def test_gradient_in_any_layout(device, cases, within, x_layout, layout) -> None
     y.backward(grad)
     exact = leaves(exactly(arguments))
     MODULE.reference(**exact).backward(grad.cpu().double())
-    assert arguments["x"].grad.stride() == y.stride()
+    assert cases.strides(arguments["x"].grad) == cases.strides(y)
     within(arguments["x"].grad, exact["x"].grad, torch.float32, BACKWARD[torch.float32])
 
 

@@ -1,0 +1,163 @@
+"""attention: every backend against float64, both head orders, gradients, layouts, errors."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from palette import ops
+from palette.ops import _layout
+
+MODULE = sys.modules["palette.ops.attention"]
+
+# Allowed error in roundings to qkv's dtype: float32 sums over T and D, and in half formats torch's
+# own kernel rounds the weights before it multiplies by v.
+REFERENCE = {torch.float32: 32.0, torch.float64: 32.0, torch.bfloat16: 1.05, torch.float16: 1.05}
+SDPA = {torch.float32: 32.0, torch.float64: 32.0, torch.bfloat16: 4.0, torch.float16: 4.0}
+FACTORS = {"sdpa": SDPA}
+
+
+def published_legacy(qkv: Tensor, heads: int) -> Tensor:
+    """Attention as guided-diffusion states it for [N, (head, q|k|v, D), T], loop by loop."""
+    n, width, t = qkv.shape
+    d = width // (3 * heads)
+    out = torch.empty(n, heads * d, t, dtype=qkv.dtype)
+    for i in range(n):
+        for head in range(heads):
+            start = head * 3 * d
+            q, k, v = (qkv[i, start + part * d : start + (part + 1) * d] for part in range(3))
+            weights = torch.softmax((q * d**-0.25).T @ (k * d**-0.25), dim=-1)
+            out[i, head * d : (head + 1) * d] = v @ weights.T
+    return out
+
+
+def test_reference_states_the_published_op(within) -> None:
+    qkv = torch.randn(2, 3 * 12, 7, generator=torch.Generator().manual_seed(0)).double()
+    legacy = MODULE.reference(qkv, 3, "legacy")
+    within(legacy, published_legacy(qkv, 3), torch.float64, 32)
+    # the other order is the same op on permuted channels
+    permuted = qkv.reshape(2, 3, 3, 4, 7).transpose(1, 2).reshape(2, 36, 7)
+    within(MODULE.reference(permuted, 3, "new"), legacy, torch.float64, 32)
+
+
+def bound(place: tuple[str, str], case, grad: bool = False) -> float:
+    factor = FACTORS.get(place[0], REFERENCE)[case.dtype]
+    # Rounding a logit of size L moves its weight by L units; the gradient multiplies by it again.
+    return factor * max(1.0, case.logits**2) * (2 if grad else 1)
+
+
+def test_forward(attention_case, place, device, cases, within) -> None:
+    arguments = attention_case.arguments(device)
+    qkv, before = arguments["qkv"], arguments["qkv"].clone()
+    out = ops.attention(**arguments)
+    exact = MODULE.reference(qkv.cpu().double(), attention_case.heads, attention_case.order)
+    assert out.dtype == qkv.dtype
+    assert cases.strides(out) == cases.strides(_layout.empty_like(qkv, qkv.shape[1] // 3))
+    within(out, exact, out.dtype, bound(place, attention_case))
+    assert torch.equal(qkv, before)
+
+
+def test_backward(attention_case, place, device, within) -> None:
+    arguments = attention_case.arguments(device)
+    heads, order = attention_case.heads, attention_case.order
+    qkv = arguments["qkv"].requires_grad_()
+    out = ops.attention(**arguments)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    out.backward(grad.to(device))
+    exact = qkv.detach().cpu().double().requires_grad_()
+    MODULE.reference(exact, heads, order).backward(grad.double())
+    within(qkv.grad, exact.grad, qkv.dtype, bound(place, attention_case, grad=True))
+
+
+def test_registered_op(attention_case, within) -> None:
+    """The op in the dispatcher: result, log-sum-exp and the backward formula."""
+    arguments = attention_case.arguments()
+    heads, order = attention_case.heads, attention_case.order
+    qkv = arguments["qkv"].requires_grad_()
+    out, lse = torch.ops.palette.attention(**arguments)
+    exact = qkv.detach().double().requires_grad_()
+    wanted = MODULE.reference(exact, heads, order)
+    place = ("reference", "cpu")
+    within(out, wanted, out.dtype, bound(place, attention_case))
+    q, k, _ = MODULE._unpack(exact.detach(), heads, order)
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    within(lse, torch.logsumexp(scores, -1), lse.dtype, 32, "lse")
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    out.backward(grad)
+    wanted.backward(grad.double())
+    # The formula starts from the rounded result: in half formats that costs some roundings more.
+    factor = 2 * bound(place, attention_case, grad=True)
+    within(qkv.grad, exact.grad, qkv.dtype, factor)
+
+
+@pytest.mark.parametrize("order", ["legacy", "new"])
+def test_gradcheck(order) -> None:
+    qkv = torch.randn(1, 12, 2, 2, dtype=torch.float64, requires_grad=True)
+    with ops.use("reference"):
+        assert torch.autograd.gradcheck(lambda each: ops.attention(each, 2, order), qkv)
+        assert torch.autograd.gradgradcheck(lambda each: ops.attention(each, 2, order), qkv)
+    op = torch.ops.palette.attention
+    assert torch.autograd.gradcheck(lambda each: op(each, 2, order)[0], qkv)
+
+
+def test_second_derivative_of_the_registered_op_is_refused() -> None:
+    qkv = torch.randn(1, 12, 5, requires_grad=True)
+    out = torch.ops.palette.attention(qkv, 2, "new")[0]
+    (grad,) = torch.autograd.grad(out.sum(), qkv, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "channel_slice", "transposed"])
+def test_opcheck(cases, layout) -> None:
+    case = cases.AttentionCase((2, 24, 3, 4), 2, "legacy", layout=layout)
+    qkv = case.arguments()["qkv"].requires_grad_()
+    torch.library.opcheck(torch.ops.palette.attention.default, (qkv, 2, "legacy"))
+
+
+def test_opcheck_backward(cases) -> None:
+    for order, layout in [("legacy", "channels_last"), ("new", "contiguous")]:
+        case = cases.AttentionCase((2, 24, 3, 4), 2, order, torch.bfloat16, layout)
+        qkv = case.arguments()["qkv"]
+        out, lse = torch.ops.palette.attention(qkv, 2, order)
+        torch.library.opcheck(
+            torch.ops.palette.attention_backward.default,
+            (torch.ones_like(out), qkv, out, lse, 2, order),
+            test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
+        )
+
+
+def test_autocast_keeps_the_dtype(device, within) -> None:
+    qkv = torch.randn(1, 96, 16, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        out = ops.attention(qkv, 2, "legacy")
+    assert out.dtype == torch.float32
+    within(out, MODULE.reference(qkv.cpu().double(), 2, "legacy"), torch.float32, 32)
+
+
+def test_function_transforms_of_the_reference() -> None:
+    qkv = torch.randn(3, 1, 12, 5, dtype=torch.float64)
+    with ops.use("reference"):
+        batched = torch.func.vmap(lambda one: ops.attention(one, 2, "new"))(qkv)
+        single = torch.stack([ops.attention(one, 2, "new") for one in qkv])
+    assert torch.allclose(batched, single)
+
+
+WRONG = [
+    ({"qkv": None}, TypeError, "qkv is NoneType, wanted a tensor"),
+    ({"qkv": torch.zeros(1, 12, 4, dtype=torch.int32)}, TypeError, "qkv is int32, wanted float32"),
+    ({"qkv": torch.zeros(12, 4)}, ValueError, r"qkv has shape \[12, 4\], wanted \[N, 3C, H, W\]"),
+    ({"heads": 3}, ValueError, r"qkv has shape \[1, 12, 4\], wanted a multiple of 3 \* heads = 9"),
+    ({"heads": 0}, ValueError, "wanted a multiple of 3"),
+    ({"order": "old"}, ValueError, "order is 'old', wanted 'legacy' or 'new'"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), WRONG, ids=[each[2] for each in WRONG])
+def test_errors_name_the_argument(change, error, message) -> None:
+    arguments = {"qkv": torch.zeros(1, 12, 4), "heads": 2, "order": "new", **change}
+    with pytest.raises(error, match="attention: .*" + message):
+        ops.attention(**arguments)
