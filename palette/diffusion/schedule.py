@@ -183,6 +183,13 @@ def published(schedule: Schedule, lowest: float = 0.0) -> Array:
     ``lowest`` (as a rule ``trained.range[0]`` of the training schedule) levels below it are left
     out: 532 of the 1000 published inference steps lie below the smallest gamma ever trained.
 
+    What these 532 evaluations can change: all x0 of theirs together enter the state with weight
+    sqrt(gamma) = 0.0067, whatever the network answers; the rest is fresh noise. With a perfect
+    network and Gaussian pixels of mean and spread 0.5, leaving them out moves the mean by 0.0007
+    grey levels and the spread by 2e-10 of itself. Only what a whole image has in common shows
+    more: a brightness that varies by 0.25 from one 256x256 image to the next, with nothing in the
+    condition to tell it, varies by 1.2 % less; at 128x128 by 0.1 %.
+
     Raises ValueError when no level is left.
     """
     levels = schedule.gammas[::-1]

@@ -229,6 +229,17 @@ def test_precomputed_embeddings_change_nothing(num_classes: int | None, guidance
     torch.testing.assert_close(ahead, plain, rtol=0, atol=1e-5)
 
 
+def test_a_compiled_network_is_called_whole() -> None:
+    class Compiled(LabelledNetwork):
+        """As ``torch.compile`` shows itself: the names of the module inside, not compiled."""
+
+        _orig_mod = embed = body = None
+
+    network = Compiled()
+    Sampler(network, LEVELS).sample(make_condition(), seeds=SEEDS, label=torch.arange(5))
+    assert len(network.modes) == 8
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_previews_show_x0_or_the_state_and_change_nothing(solver: str) -> None:
     sampler = Sampler(pointwise, LEVELS, solver=solver)

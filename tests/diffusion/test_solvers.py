@@ -112,15 +112,15 @@ def test_deterministic_solvers_reach_the_ode_of_a_mixture_at_their_order(solver:
     assert observed_order(solver, exact, mixture) == pytest.approx(ORDERS[solver], abs=0.2)
 
 
-def variance_at_the_end(table: Array, levels: Array) -> tuple[float, float]:
+def end_of_a_gaussian(
+    table: Array, levels: Array, target_mean: float = MEAN, spread: float = SPREAD
+) -> tuple[float, float]:
     """Mean and variance of the samples of a Gaussian target, carried exactly through the table."""
     mean, variance = 0.0, 1.0
-    for (a, b, c1, c2, _, sigma), gamma in zip(table, levels[:-1], strict=True):
-        # the prediction is linear in y: x0 = offset + slope * y
-        offset, slope = (
-            a * y + b * answer(gaussian, "epsilon", np.array(y), gamma) for y in (0, 1)
-        )
-        slope -= offset
+    for (_, _, c1, c2, _, sigma), gamma in zip(table, levels[:-1], strict=True):
+        # x0 is linear in y: E[x0 | y] = offset + slope * y
+        slope = gamma**0.5 * spread**2 / (gamma * spread**2 + 1 - gamma)
+        offset = target_mean * (1 - slope * gamma**0.5)
         mean = c1 * (offset + slope * mean) + c2 * mean
         variance = (c1 * slope + c2) ** 2 * variance + sigma**2
     return mean, variance
@@ -131,7 +131,7 @@ def test_random_solvers_reach_the_distribution_at_first_order(eta: float) -> Non
     errors = []
     for steps in (100, 400):
         levels = spaced(SCHEDULE, steps)
-        mean, variance = variance_at_the_end(ddim(levels, eta=eta), levels)
+        mean, variance = end_of_a_gaussian(ddim(levels, eta=eta), levels)
         errors.append(abs(variance - SPREAD**2))
         assert mean == pytest.approx(MEAN, abs=0.003)
     assert errors[1] < 0.05 * SPREAD**2
@@ -140,9 +140,31 @@ def test_random_solvers_reach_the_distribution_at_first_order(eta: float) -> Non
 
 def test_published_ddpm_reaches_the_distribution() -> None:
     levels = published(Schedule.from_name("linear", 1000, 1e-4, 0.09))
-    mean, variance = variance_at_the_end(ddpm(levels), levels)
+    mean, variance = end_of_a_gaussian(ddpm(levels), levels)
     assert mean == pytest.approx(MEAN, rel=1e-6)
     assert variance == pytest.approx(SPREAD**2, rel=0.1)
+
+
+def test_the_dead_half_of_the_published_grid_decides_next_to_nothing() -> None:
+    """The numbers in the docstring of ``published``."""
+    levels = published(Schedule.from_name("linear", 1000, 1e-4, 0.09))
+    alive = published(Schedule.from_name("linear", 1000, 1e-4, 0.09), lowest=SCHEDULE.range[0])
+    dead = len(levels) - len(alive)
+    of_x0, of_start = 0.0, 1.0
+    for _, _, c1, c2, _, _ in ddpm(levels)[:dead]:
+        of_x0, of_start = c1 + c2 * of_x0, c2 * of_start
+    assert of_x0 == pytest.approx(alive[0] ** 0.5)
+    assert of_x0 == pytest.approx(0.0067, abs=5e-5)
+    assert of_start < 2e-8
+
+    whole = end_of_a_gaussian(ddpm(levels), levels, 0.5, 0.5)
+    short = end_of_a_gaussian(ddpm(alive), alive, 0.5, 0.5)
+    assert abs(short[0] - whole[0]) * 127.5 == pytest.approx(7e-4, rel=0.05)
+    assert abs(short[1] / whole[1] - 1) < 5e-10
+    for side, change in ((256, 0.012), (128, 0.001)):  # the mean of side^2 pixels, as one number
+        whole = end_of_a_gaussian(ddpm(levels), levels, 0.0, 0.25 * side)
+        short = end_of_a_gaussian(ddpm(alive), alive, 0.0, 0.25 * side)
+        assert 1 - (short[1] / whole[1]) ** 0.5 == pytest.approx(change, rel=0.1)
 
 
 @pytest.mark.parametrize("levels", [spaced(SCHEDULE, 30), published(SCHEDULE)], ids=len)
