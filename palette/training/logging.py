@@ -1,0 +1,134 @@
+"""What a run reports: ``metrics.jsonl``, TensorBoard, image grids, and a line or bar to look at.
+
+Only the first process of a run has a log that writes; the others have one that does nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as PILImage
+from tqdm import tqdm
+
+METRICS = "metrics.jsonl"
+
+
+class RunLog:
+    """The log of one run directory, opened at a step.
+
+    Args:
+        directory: the run directory; made where missing.
+        step: what was recorded after this step is cut off, so that a run taken up again writes
+            each step once.
+        total: steps of the whole run, for the progress bar.
+        active: False gives a log that writes and shows nothing.
+    """
+
+    def __init__(self, directory: Path, step: int, total: int, *, active: bool = True) -> None:
+        self.directory = directory
+        self.active = active
+        self._board: Any = None
+        self._bar: Any = None
+        if not active:
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        cut_back(directory / METRICS, step)
+        self._file = (directory / METRICS).open("a", encoding="utf-8")
+        self._board = _tensorboard(directory / "tensorboard", step)
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
+
+    def metrics(self, record: dict[str, Any], shown: str) -> None:
+        """Append one line, with floats in full precision, and show ``shown``."""
+        if not self.active:
+            return
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in record.items():
+                if name != "step" and value is not None:
+                    self._board.add_scalar(name, value, record["step"])
+        if self._bar is not None:
+            self._bar.set_postfix_str(shown)
+        else:
+            print(f"step {record['step']}: {shown}", flush=True)
+
+    def advance(self) -> None:
+        """Another step is done."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def say(self, text: str) -> None:
+        """One line for the person who watches."""
+        if not self.active:
+            return
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            print(text, flush=True)
+
+    def skipped(self, step: int, names: list[str]) -> None:
+        """Name the samples of a step that was not applied, here and in ``skipped.jsonl``."""
+        if not self.active:
+            return
+        with (self.directory / "skipped.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "names": names}) + "\n")
+        self.say(f"step {step}: not finite, not applied; samples: {', '.join(names[:4])}")
+
+    def picture(self, step: int, sheet: PILImage.Image) -> Path:
+        """Write ``samples/step_<step>.png`` and show it in TensorBoard."""
+        path = self.directory / "samples" / f"step_{step:08d}.png"
+        if self.active:
+            path.parent.mkdir(exist_ok=True)
+            sheet.save(path)
+            if self._board is not None:
+                self._board.add_image("samples", np.asarray(sheet), step, dataformats="HWC")
+        return path
+
+    def flush(self) -> None:
+        """Bring the metrics to the disk: they must not be older than the next checkpoint."""
+        if self.active:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close files and bar."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._board is not None:
+            self._board.close()
+        if self.active:
+            self._file.close()
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Drop what a ``metrics.jsonl`` holds beyond a step, and a last line that was cut off."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            beyond = json.loads(line)["step"] > step
+        except (ValueError, KeyError, TypeError):
+            continue
+        if not beyond:
+            kept.append(f"{line}\n")
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _tensorboard(directory: Path, step: int) -> Any:
+    """A TensorBoard writer, or None where TensorBoard is absent or broken."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from torch.utils.tensorboard import SummaryWriter
+    except Exception:  # a broken installation raises all sorts of errors, and is no reason to stop
+        return None
+    return SummaryWriter(str(directory), purge_step=step + 1)

@@ -1,0 +1,394 @@
+"""The training loop: batches in, checkpoints, metrics and pictures out.
+
+The trainer knows networks and batches, and nothing of tasks or images. All randomness is a function
+of the samples' seeds and the order of samples one of (run seed, samples seen), so a run that was
+killed and taken up again is the run that was not, to the last bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import palette
+from palette import checkpoint as checkpoints
+from palette import config as configs
+from palette.checkpoint import Checkpoint, CheckpointError
+from palette.config import Config, ConfigError
+from palette.data.dataset import Batch, Batches, TaskDataset
+from palette.data.loader import Loader
+from palette.diffusion import objective
+from palette.pipeline import build_schedule, resolve_precision
+from palette.training.distributed import World
+from palette.training.ema import EMA
+from palette.training.interrupts import Interrupts
+from palette.training.logging import RunLog
+from palette.training.pictures import grid
+from palette.training.resume import RunExists as RunExists
+from palette.training.resume import find
+from palette.training.validation import Validation
+
+OnSamples = Callable[[int, dict[str, Tensor]], object]
+"""``on_samples(step, columns)`` after each validation, with the tensors of the picture grid."""
+
+MAX_BAD_STEPS = 20  # skipped in a row before the run stops; float16 may need some to find its scale
+
+
+class TrainingFailed(RuntimeError):  # noqa: N818 - it says what happened
+    """Training cannot go on; what was saved stays."""
+
+
+class Trainer:
+    """Trains one network as ``config.train`` says.
+
+    Args:
+        config: the whole config; it is saved with every checkpoint.
+        network: on any device; called as ``network(x, gamma, label, seeds)``.
+        dataset: training samples.
+        validation: samples never trained on, or None.
+        world: this process and the others.
+        on_samples: called on the first process after each validation.
+
+    Attributes:
+        step: optimizer steps done. ``samples`` counts samples seen, over all processes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        network: nn.Module,
+        dataset: TaskDataset,
+        validation: TaskDataset | None,
+        world: World,
+        *,
+        on_samples: OnSamples | None = None,
+    ) -> None:
+        self.config, self.world, self.dataset = config, world, dataset
+        _check_share(config, world)
+        self.run_dir = Path(config.run.dir)
+        self.dtype = _precision(config, world)
+        self.network = network.to(world.device).train()
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = _parallel(self.network, world)
+        self.ema = EMA(self.network, config.train.ema_decay)
+        self.schedule = build_schedule(config)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(),
+            lr=config.train.lr,
+            betas=(config.train.betas[0], config.train.betas[1]),
+            weight_decay=config.train.weight_decay,
+            fused=True,
+        )
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype is torch.float16)
+        self.validation = (
+            Validation(config, self.ema.network, self.schedule, validation, world, self.dtype)
+            if validation is not None
+            else None
+        )
+        self.on_samples = on_samples
+        self.step = self.samples = self.bad_steps = 0
+        self.validated = 0  # the step of the last validation
+        self.window: list[float] = []  # losses since the last line of metrics.jsonl
+        self._started = time.perf_counter()
+        self._reported = (self._started, 0)  # when, and samples seen
+        self.saved: Path | None = None
+        self._saved_step = -1
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, without the time between being killed and being taken up again."""
+        return time.perf_counter() - self._started
+
+    def fit(self, resume: str | None = None) -> Path:
+        """Train to ``config.train.steps`` and return the last checkpoint.
+
+        Args:
+            resume: None starts a new run; ``auto`` takes up the newest good checkpoint of the run
+                directory, or starts where there is none; a path takes up that checkpoint.
+
+        Raises:
+            RunExists: the run directory is in use and ``resume`` does not continue it.
+            ConfigError: the config changes what the checkpoint's model is.
+            CheckpointError: none can be loaded, or one cannot be written.
+            TrainingFailed: too many steps in a row were not finite.
+            SystemExit: with 143 or 130 after SIGTERM or Ctrl-C, once a checkpoint is written.
+        """
+        notes = self._begin(resume)
+        active = self.world.is_first
+        log = RunLog(self.run_dir, self.step, self.config.train.steps, active=active)
+        with contextlib.closing(log), Interrupts() as interrupts:
+            for note in notes:
+                log.say(note)
+            if not self._loop(log, interrupts):
+                number = interrupts.signal or signal.SIGTERM  # or another process received it
+                log.say(
+                    f"stopped by {signal.Signals(number).name}; --resume auto goes on from here"
+                )
+                raise SystemExit(128 + number)
+        assert self.saved is not None or not self.world.is_first
+        return self.saved or self.run_dir
+
+    def _loop(self, log: RunLog, interrupts: Interrupts) -> bool:
+        """Train to the end; False when a signal ended it earlier. Either way it is saved."""
+        train = self.config.train
+        batches = self._batches()
+        going = self._validate(log, interrupts)  # where a signal had cut it short
+        while going and self.step < train.steps:
+            going = self._train_step(next(batches), log, interrupts)
+            going = going and self._validate(log, interrupts)
+            if self.step % train.save_every == 0 and self.step < train.steps:
+                self._save(log)
+        self._save(log)
+        return going or self.step >= train.steps
+
+    def _train_step(self, batch: Batch, log: RunLog, interrupts: Interrupts) -> bool:
+        """One optimizer step; False when a signal asked any process to stop."""
+        train = self.config.train
+        rate = train.lr * min(1.0, (self.step + 1) / max(train.warmup, 1))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        per_sample = self._backward(batch)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), train.clip or float("inf"))
+        totals = torch.stack((per_sample.double().sum(), torch.zeros_like(norm).double()))
+        totals[1] = interrupts.signal
+        loss, signals = self.world.sum(totals).tolist()
+        loss /= self.config.data.batch_size
+        # The gradients were summed over all processes, so all of them see the same norm.
+        finite = math.isfinite(loss) and math.isfinite(norm.item())
+        if finite:
+            self.scaler.step(self.optimizer)
+            self.ema.update()
+            self.window.append(loss)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.samples += self.config.data.batch_size
+        self._look_after(finite, batch, per_sample, log)
+        if self.step % train.log_every == 0 or self.step == train.steps:
+            self._report(log, rate, norm.item())
+        log.advance()
+        return bool(signals == 0)
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Gradients of the mean loss over the batches of all processes; the losses [N] of mine."""
+        config, device = self.config, self.world.device.type
+        parts = _split(batch, config.train.accumulate, self.world.device)
+        losses = []
+        for index, part in enumerate(parts):
+            last = index == len(parts) - 1
+            with (
+                contextlib.nullcontext() if last else _unsynchronised(self.model),
+                torch.autocast(device, self.dtype, enabled=self.dtype is not torch.float32),
+            ):
+                found = objective.loss(
+                    self.model,
+                    self.schedule,
+                    part,
+                    part["seed"],
+                    prediction=config.model.prediction,
+                    kind=config.train.loss,
+                )
+                self.scaler.scale(found.total / len(parts)).backward()  # type: ignore[no-untyped-call]
+            losses.append(found.per_sample.detach())
+        return torch.cat(losses)
+
+    def _look_after(self, finite: bool, batch: Batch, per_sample: Tensor, log: RunLog) -> None:
+        """Name the samples of a step that was not applied; stop after too many in a row."""
+        if finite:
+            self.bad_steps = 0
+            return
+        self.bad_steps += 1
+        bad = (~per_sample.isfinite()).tolist()
+        mine = [
+            str(name) for name, hit in zip(batch["name"], bad, strict=True) if hit or not any(bad)
+        ]
+        names = [name for share in self.world.gather(mine) for name in share]
+        log.skipped(self.step, names)
+        if self.bad_steps >= MAX_BAD_STEPS:
+            raise TrainingFailed(
+                f"{self.run_dir}: loss or gradient not finite in {self.bad_steps} steps in a row, "
+                f"last at step {self.step} on {', '.join(names[:4])}; "
+                f"lower train.lr or set train.precision=float32"
+            )
+
+    def _report(self, log: RunLog, rate: float, norm: float) -> None:
+        """One line of metrics: the mean loss since the last one."""
+        loss = sum(self.window) / len(self.window) if self.window else None
+        self.window.clear()
+        now = time.perf_counter()
+        since, seen = self._reported
+        speed = (self.samples - seen) / max(now - since, 1e-9)
+        self._reported = (now, self.samples)
+        record = {
+            "step": self.step,
+            "loss": loss,
+            "samples": self.samples,
+            "lr": rate,
+            "seconds": self.seconds,
+            "samples_per_second": speed,
+            "grad_norm": norm if math.isfinite(norm) else None,
+        }
+        shown = "not finite" if loss is None else f"{loss:.4f}"
+        log.metrics(record, f"loss {shown}, lr {rate:.2g}, {speed:.1f} samples/s")
+
+    def _validate(self, log: RunLog, interrupts: Interrupts) -> bool:
+        """Validate where it is due; False when a signal came in between."""
+        every = self.config.train.sample_every
+        due = every > 0 and self.step > 0 and self.step % every == 0
+        if self.validation is None or not due or self.validated == self.step:
+            return True
+        scores = self.validation.run(interrupts)
+        if scores is None:
+            return False
+        self.validated = self.step
+        record = {
+            "step": self.step,
+            "validation_loss": scores.loss,
+            "validation_mae": scores.mae,
+            "samples": self.samples,
+            "seconds": self.seconds,
+        }
+        log.metrics(record, f"validation loss {scores.loss:.4f}, error {scores.mae:.1f} of 255")
+        if self.world.is_first and scores.columns:
+            log.picture(self.step, grid(scores.columns))
+            if self.on_samples is not None:
+                self.on_samples(self.step, scores.columns)
+        self._reported = (time.perf_counter(), self.samples)
+        return True
+
+    def _batches(self) -> Iterator[Batch]:
+        """This process's share of every batch from the sample after the last one seen."""
+        data = self.config.data
+        order = Batches(
+            len(self.dataset),
+            data.batch_size // self.world.size,
+            start=self.samples,
+            rank=self.world.rank,
+            world=self.world.size,
+        )
+        pinned = self.world.device.type == "cuda"
+        return iter(Loader(self.dataset, order, workers=data.workers, pin_memory=pinned))
+
+    def _begin(self, resume: str | None) -> list[str]:
+        """Take up the run where there is one to take up; returns what there is to say about it."""
+        found = find(self.config, resume, self.world)
+        if found is None:
+            return [f"training in {self.run_dir}"]
+        self._restore(found)
+        skipped = [f"skipped {reason}" for reason in found.skipped]
+        return [*skipped, f"training in {self.run_dir}, continued from {found.path}"]
+
+    def _save(self, log: RunLog) -> None:
+        """Write a checkpoint of this step, and only then remove old ones."""
+        if self._saved_step == self.step:
+            return
+        state = self._state()
+        problem = None
+        if self.world.is_first:
+            try:
+                log.flush()
+                self.saved = checkpoints.save(
+                    self.run_dir,
+                    self.step,
+                    model=self.network.state_dict(),
+                    ema=self.ema.network.state_dict(),
+                    trainer=state,
+                    config_yaml=configs.to_yaml(self.config),
+                    meta={"palette": palette.__version__, "samples": self.samples},
+                )
+                checkpoints.prune(self.run_dir, self.config.train.keep)
+            except checkpoints.CheckpointError as error:
+                problem = error
+        problem = self.world.from_first(problem)  # and nobody goes on before it is written
+        if problem is not None:
+            raise problem
+        self._saved_step = self.step
+
+    def _state(self) -> dict[str, Any]:
+        """All that the weights do not say, in tensors and plain types."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema_updates": self.ema.updates,
+            "step": self.step,
+            "samples": self.samples,
+            "bad_steps": self.bad_steps,
+            "validated": self.validated,
+            "window": self.window,
+            "seconds": self.seconds,
+            "rng": self.world.gather(torch.get_rng_state()),
+        }
+
+    def _restore(self, found: Checkpoint) -> None:
+        try:
+            self.network.load_state_dict(found.model)
+            self.ema.load(found.ema, found.trainer["ema_updates"])
+            self.optimizer.load_state_dict(found.trainer["optimizer"])
+            self.scaler.load_state_dict(found.trainer["scaler"])
+            for name in ("step", "samples", "bad_steps", "validated"):
+                setattr(self, name, int(found.trainer[name]))
+            self.window = [float(loss) for loss in found.trainer["window"]]
+            self._started = time.perf_counter() - float(found.trainer["seconds"])
+            self._reported = (time.perf_counter(), self.samples)
+            states = found.trainer["rng"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{found.path}: does not fit this model: {reason}") from None
+        if len(states) == self.world.size:  # nothing of ours draws from it; a user's task may
+            torch.set_rng_state(states[self.world.rank])
+        self.saved, self._saved_step = found.path, self.step
+
+
+def _precision(config: Config, world: World) -> torch.dtype:
+    dtype = resolve_precision(config.train.precision, world.device)
+    if dtype is torch.float16 and world.device.type == "cpu":
+        raise ConfigError("train.precision=float16 needs a GPU; on a CPU use auto or bfloat16")
+    return dtype
+
+
+def _parallel(network: nn.Module, world: World) -> nn.Module:
+    if world.size == 1:
+        return network
+    devices = [world.device] if world.device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=devices)
+
+
+def _unsynchronised(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Keep gradients local: only the last backward pass of a step is worth a message."""
+    if isinstance(model, DistributedDataParallel):
+        return model.no_sync()
+    return contextlib.nullcontext()
+
+
+def _split(batch: Batch, parts: int, device: torch.device) -> list[dict[str, Tensor]]:
+    """The tensors of a batch in equal parts on the device, images channels-last."""
+    moved = {}
+    for name, value in batch.items():
+        if isinstance(value, Tensor):
+            value = value.to(device, non_blocking=True)
+            is_image = value.dim() == 4
+            moved[name] = value.to(memory_format=torch.channels_last) if is_image else value
+    size = len(batch["target"]) // parts
+    return [
+        {name: value[index * size : (index + 1) * size] for name, value in moved.items()}
+        for index in range(parts)
+    ]
+
+
+def _check_share(config: Config, world: World) -> None:
+    parts = world.size * config.train.accumulate
+    if config.data.batch_size % parts:
+        raise ConfigError(
+            f"data.batch_size={config.data.batch_size} must be a multiple of {parts}, "
+            f"train.accumulate times {world.size} processes"
+        )

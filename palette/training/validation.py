@@ -1,0 +1,139 @@
+"""How good the averaged weights are on samples never trained on, by loss and by sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from palette.config import Config
+from palette.data.dataset import Batch, Batches, TaskDataset
+from palette.data.loader import Loader
+from palette.diffusion import objective
+from palette.diffusion.sampler import CancelledError, Sampler
+from palette.diffusion.schedule import Schedule, spaced
+from palette.training.distributed import World
+from palette.training.interrupts import Interrupts
+
+
+class Scores(NamedTuple):
+    """What a validation found."""
+
+    loss: float
+    """Mean training loss over all validation samples, at fixed noise levels."""
+    mae: float
+    """Mean absolute error of samples in the hole (without a mask: everywhere), of 255 levels."""
+    columns: dict[str, Tensor]
+    """This process's share of ``input``, ``sample`` and ``truth``, each [N, C, H, W]."""
+
+
+class Validation:
+    """Scores a network on the same samples, seeds and noise every time.
+
+    Args:
+        config: ``sample.*`` says how to sample and how many; all samples count for the loss.
+        network: the averaged weights.
+        schedule: the one trained with.
+        dataset: samples never trained on.
+        world: the samples are shared out among its processes.
+        dtype: what the network computes in.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        network: nn.Module,
+        schedule: Schedule,
+        dataset: TaskDataset,
+        world: World,
+        dtype: torch.dtype,
+    ) -> None:
+        self.config, self.network, self.schedule = config, network, schedule
+        self.dataset, self.world, self.dtype = dataset, world, dtype
+
+    @torch.no_grad()
+    def run(self, interrupts: Interrupts) -> Scores | None:
+        """Score the network; None when a signal asked any process to stop."""
+        # loss and its count, absolute error and its count, signals
+        totals = torch.zeros(5, dtype=torch.float64)
+        columns: dict[str, Tensor] = {}
+        try:
+            for batch in self._batches(len(self.dataset), interrupts):
+                per_sample = self._loss(batch)
+                totals[:2] += torch.tensor([per_sample.double().sum(), len(per_sample)])
+            for batch in self._batches(self.config.sample.count, interrupts):
+                drawn = self._sample(batch, interrupts)
+                hole = batch.get("mask", torch.ones_like(drawn[:, :1])).expand_as(drawn)
+                error = ((drawn - batch["target"]).abs() * hole).double().sum()
+                totals[2:4] += torch.tensor([error * 127.5, hole.double().sum()])
+                for name, column in _columns(batch, drawn).items():
+                    kept = columns.get(name, column[:0])
+                    columns[name] = torch.cat((kept, column))
+        except CancelledError:
+            totals[4] = 1
+        loss, count, error_sum, pixels, stopped = self.world.sum(
+            totals.to(self.world.device, torch.float64)
+        ).tolist()
+        if stopped:
+            return None
+        return Scores(loss / max(count, 1), error_sum / max(pixels, 1), columns)
+
+    def _batches(self, count: int, interrupts: Interrupts) -> Iterator[Batch]:
+        """The first ``count`` samples, this process's share of them, in batches."""
+        order = Batches(
+            len(self.dataset),
+            max(1, self.config.data.batch_size // self.world.size),
+            stop=min(count, self.config.data.validation, len(self.dataset)),
+            rank=self.world.rank,
+            world=self.world.size,
+        )
+        for batch in Loader(self.dataset, order):
+            if interrupts.signal:
+                raise CancelledError
+            yield {
+                name: value.to(self.world.device) if isinstance(value, Tensor) else value
+                for name, value in batch.items()
+            }
+
+    def _loss(self, batch: Batch) -> Tensor:
+        device = self.world.device.type
+        with torch.autocast(device, self.dtype, enabled=self.dtype is not torch.float32):
+            return objective.loss(
+                self.network,
+                self.schedule,
+                batch,
+                batch["seed"],
+                prediction=self.config.model.prediction,
+                kind=self.config.train.loss,
+            ).per_sample
+
+    def _sample(self, batch: Batch, interrupts: Interrupts) -> Tensor:
+        options = self.config.sample
+        sampler = Sampler(
+            self.network,
+            spaced(self.schedule, options.steps),
+            solver=options.solver,
+            prediction=self.config.model.prediction,
+            eta=options.eta,
+            dtype=self.dtype,
+        )
+        mask = batch.get("mask")
+        return sampler.sample(
+            batch["condition"],
+            seeds=batch["seed"],
+            channels=batch["target"].shape[1],
+            known=None if mask is None else batch["target"],
+            mask=mask,
+            label=batch.get("label"),
+            on_step=lambda *_: not interrupts.signal,
+            preview="state",
+        )
+
+
+def _columns(batch: Batch, drawn: Tensor) -> dict[str, Tensor]:
+    found = {"sample": drawn.cpu(), "truth": batch["target"].cpu()}
+    if batch["condition"].shape == drawn.shape:
+        found = {"input": batch["condition"].cpu(), **found}
+    return found
