@@ -117,16 +117,17 @@ def _inspect_tensor(path: Path, tensor: Tensor) -> None:
 def load_reason(error: BaseException) -> str:
     """One line for whatever ``torch.load`` raised."""
     text = str(error)
-    wanted = re.search(r"(?:GLOBAL|class) ([\w.]+) was not|Unsupported global: GLOBAL (\S+)", text)
+    wanted = re.search(r"GLOBAL ([\w.]+)", text)
     if wanted:
-        name = wanted[1] or wanted[2]
-        return f"refers to {name}, which plain weights do not need; not loaded, nothing was run"
+        return (
+            f"refers to {wanted[1]}, which plain weights do not need; not loaded, nothing was run"
+        )
     if isinstance(error, EOFError):
         return "the file is cut off"
-    lines = [line for line in text.splitlines() if line.strip()]
     if "legacy .tar" in text:
         return "the tar format of torch before 0.4; save it again with a newer torch"
+    # What is left when the advice to switch the protection off is left out.
+    advice = re.compile(r"\s*(Weights only load failed|Check the documentation|\(\d\) |$)")
+    lines = [line.strip() for line in text.splitlines() if not advice.match(line)]
     reason = lines[0][:200] if lines else type(error).__name__
-    if "weights_only" in reason and len(lines) > 1:
-        reason = lines[-1][:200]
     return f"not a loadable file of tensors and plain values: {reason}"
