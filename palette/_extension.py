@@ -112,7 +112,7 @@ def _load_half(stem: str) -> Half:
     if library is None:
         return Half(None, absence)
     try:
-        torch.ops.load_library(str(library))
+        torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     except OSError as error:
         return Half(None, f"{library} does not load: {error}")
     return Half(library, "")
