@@ -95,7 +95,7 @@ class Sampler:
         preview: Literal["x0", "state"] = "x0",
         progress: bool = False,
     ) -> Tensor:
-        """Draw one image per seed; the same seed gives the same image in any batch.
+        """Draw one image per seed, the same in any batch up to the rounding of the network.
 
         Args:
             condition: [N, C', H, W] in [-1, 1]; C' is 0 for an unconditional network.
