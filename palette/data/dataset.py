@@ -27,6 +27,7 @@ Fit = Literal["largest", "zoom", "center", "squash"]
 Skipped = list[tuple[str, str]]  # name and reason of each picture that could not be read
 
 _SOURCE_LAYER, _TASK_LAYER, _FIT_LAYER = 0, 1, 2
+_TASK_WORDS = 64  # of a mask's draws, made for a whole batch at once
 _ATTEMPTS = 32  # pictures tried in a row before the source is given up
 _MAX_ZOOM = 8.0
 
@@ -81,18 +82,19 @@ class TaskDataset(torch.utils.data.Dataset[Entry]):
     def __getitems__(self, keys: Sequence[Key]) -> list[Entry]:
         """Entries of several samples; the noise of their conditions is drawn in one go."""
         numbers = self._numbers(keys)
-        loaded = [
-            self._load(epoch, position, index, seed)
-            for (epoch, position), (index, seed) in zip(keys, numbers, strict=True)
-        ]
         seeds = [seed for _, seed in numbers]
-        shape = (self._channels, *self.image_size)
-        noise = tasks.condition_noise(seeds, shape) if self._takes_noise else None
+        fits = Draws.many(seeds, layer=_FIT_LAYER)
+        loaded = [
+            self._load(key, index, seed, fit)
+            for key, (index, seed), fit in zip(keys, numbers, fits, strict=True)
+        ]
+        pixels = images.to_batch([image for image, _, _ in loaded], self._channels)
+        noise = tasks.condition_noise(seeds, tuple(pixels.shape[1:])) if self._takes_noise else None
+        draws = Draws.many(seeds, layer=_TASK_LAYER, ahead=_TASK_WORDS)
         entries = []
-        for place, (seed, (image, name, skipped)) in enumerate(zip(seeds, loaded, strict=True)):
+        for place, (seed, (_, name, skipped)) in enumerate(zip(seeds, loaded, strict=True)):
             extra = {} if noise is None else {"noise": noise[place]}
-            pixels = images.to_tensor(image, self._channels)
-            entry = self._task(pixels, seed, Draws(seed, layer=_TASK_LAYER), **extra)
+            entry = self._task(pixels[place], seed, draws[place], **extra)
             entries.append({**entry, "name": name, "seed": seed, "skipped": skipped})
         return entries
 
@@ -110,15 +112,15 @@ class TaskDataset(torch.utils.data.Dataset[Entry]):
         return [out[epoch, position] for epoch, position in keys]
 
     def _load(
-        self, epoch: int, position: int, index: int, seed: int
+        self, key: Key, index: int, seed: int, fit: Draws
     ) -> tuple[Image.Image, str, Skipped]:
         """The picture at ``index``, or the first one that can be read of a side order."""
+        epoch, position = key
         skipped: Skipped = []
         for attempt in range(min(_ATTEMPTS, len(self))):
             try:
                 image = self.source.load(index, Draws(seed, layer=_SOURCE_LAYER))
-                fitted = self._fitted(image, Draws(seed, layer=_FIT_LAYER))
-                return fitted, self.source.name(index), skipped
+                return self._fitted(image, fit), self.source.name(index), skipped
             except UnreadableImage as error:
                 skipped.append((self.source.name(index), str(error)))
             place = (position + attempt) % len(self)
@@ -129,7 +131,7 @@ class TaskDataset(torch.utils.data.Dataset[Entry]):
 
     def _fitted(self, image: Image.Image, draws: Draws) -> Image.Image:
         """The picture at the wanted size, perhaps mirrored."""
-        x, y, zoom, mirror = draws.uniform(4)
+        x, y, zoom, mirror = draws.uniform(4).tolist()
         size = self.image_size
         if image.size != (size[1], size[0]):
             if self._fit == "squash":

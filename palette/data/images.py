@@ -102,13 +102,14 @@ def standard(image: Image.Image, *, background: tuple[int, int, int] = _WHITE) -
     Transparent pixels show ``background``. 16-bit, 32-bit and float pictures are scaled, never
     clipped: see :func:`_to_eight_bits`. Raises ValueError for pixels that are not finite.
     """
+    image.load()  # TIFF turns itself upright in doing so, and forgets its orientation
     orientation = _orientation(image)
     mode = image.mode
     if mode.startswith("I") or mode == "F":
         plain = _to_eight_bits(image)
     elif mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info:
         grey = mode in ("1", "L", "LA", "La") and len(set(background)) == 1
-        layer = image.convert("RGBA")
+        layer = (image.convert("LA") if mode == "La" else image).convert("RGBA")
         plain = Image.new("RGBA", image.size, (*background, 255))
         plain.alpha_composite(layer)
         plain = plain.convert("L" if grey else "RGB")
@@ -120,17 +121,21 @@ def standard(image: Image.Image, *, background: tuple[int, int, int] = _WHITE) -
 
 def to_tensor(image: Image.Image, channels: int = 3) -> Tensor:
     """Image as float32 [C, H, W] in [-1, 1], value / 127.5 - 1; ``channels`` is 1 or 3."""
+    return to_batch([image], channels)[0]
+
+
+def to_batch(pictures: Sequence[Image.Image], channels: int = 3) -> Tensor:
+    """Images of one size as float32 [N, C, H, W] in [-1, 1]; ``channels`` is 1 or 3."""
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}")
     mode = "L" if channels == 1 else "RGB"
-    pixels = np.array(image if image.mode == mode else image.convert(mode))
-    planes = torch.from_numpy(pixels.reshape(image.height, image.width, channels))
-    return (
-        planes.permute(2, 0, 1)
-        .to(torch.float32, memory_format=torch.contiguous_format)
-        .div_(127.5)
-        .sub_(1.0)
-    )
+    arrays = [
+        np.asarray(image if image.mode == mode else image.convert(mode)) for image in pictures
+    ]
+    pixels = torch.from_numpy(np.stack(arrays))  # [N, H, W, C], or [N, H, W]
+    planes = pixels.unsqueeze(1) if channels == 1 else pixels.permute(0, 3, 1, 2)
+    scaled = torch.empty(planes.shape, dtype=torch.float32).copy_(planes)
+    return scaled.div_(127.5).sub_(1.0)
 
 
 def to_image(tensor: Tensor) -> Image.Image:

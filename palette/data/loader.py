@@ -41,6 +41,7 @@ class Loader:
             num_workers=workers,
             collate_fn=collate,
             pin_memory=pin_memory,
+            generator=torch.Generator(),  # else a number of the global generator would be used up
             worker_init_fn=_leave_interrupts_to_parent if workers else None,
         )
 
@@ -50,7 +51,8 @@ class Loader:
                 self._count(batch)
                 yield batch
         except UnreadableImages as error:  # a worker's comes wrapped in its traceback
-            raise UnreadableImages(str(error).splitlines()[-1].split("Images: ")[-1]) from None
+            prefix = f"{UnreadableImages.__module__}.{UnreadableImages.__qualname__}: "
+            raise UnreadableImages(str(error).splitlines()[-1].removeprefix(prefix)) from None
 
     def _count(self, batch: Batch) -> None:
         for name, reason in batch["skipped"]:

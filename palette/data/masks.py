@@ -55,10 +55,11 @@ def free_form(height: int, width: int, draws: Draws) -> MaskArray:
         low, high = mean_angle - draws.real(0, spread), mean_angle + draws.real(0, spread)
         x, y = draws.real(0, width), draws.real(0, height)
         stroke = [(x, y)]
-        angles = low + (high - low) * draws.uniform(corners)
-        lengths = np.clip(reach + reach / 2 * draws.normal(corners), 0, 2 * reach)
-        for number, (angle, length) in enumerate(zip(angles, lengths, strict=True)):
+        angles = [draws.real(low, high) for _ in range(corners)]
+        lengths = reach + reach / 2 * draws.normal(corners)
+        for number, (angle, drawn) in enumerate(zip(angles, lengths.tolist(), strict=True)):
             turn = 2 * math.pi - angle if number % 2 == 0 else angle
+            length = min(max(drawn, 0.0), 2 * reach)
             x = min(max(x + length * math.cos(turn), 0.0), float(width))
             y = min(max(y + length * math.sin(turn), 0.0), float(height))
             stroke.append((x, y))

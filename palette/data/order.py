@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +25,6 @@ _SAMPLE_TAG = 0x5EED
 _ORDER_TAG = 0x04DE4
 _SPARE_TAG = 0x5BA4E
 _ROUNDS = 8
-_INLINE_BLOCKS = 16  # below this plain integers are quicker than arrays
 
 
 def sample_seeds(run_seed: int, epoch: int, indices: npt.ArrayLike) -> Ints:
@@ -83,24 +84,35 @@ class Draws:
     def __init__(self, seed: int, stream: int = AUGMENTATION, layer: int = 0) -> None:
         self._key = _key(seed)
         self._tail = (0, stream, layer)
-        self._block = 0
-        self._words: list[int] = []  # drawn and not yet used, last one first
+        self._words: list[int] = []  # the first words of the sequence
+        self._next = 0
+
+    @classmethod
+    def many(
+        cls, seeds: Sequence[int], stream: int = AUGMENTATION, layer: int = 0, *, ahead: int = 4
+    ) -> list[Draws]:
+        """Draws for each seed; the first ``ahead`` words are made at once, which is quicker."""
+        blocks = np.arange(-(-ahead // 4), dtype=np.int64)
+        key: Ints = np.array(seeds, dtype=np.int64).reshape(-1, 1)
+        words = _philox((blocks, 0, stream, layer), (key & _WORD, (key >> 32) & _WORD))
+        made = np.stack(words, axis=-1).reshape(len(seeds), -1).tolist()
+        out = [cls(seed, stream, layer) for seed in seeds]
+        for draws, head in zip(out, made, strict=True):
+            draws._words = head
+        return out
 
     def words(self, n: int) -> list[int]:
         """The next n words, each in 0..2^32-1."""
-        missing = n - len(self._words)
-        if missing > 0:
-            fresh = self._generate(-(-missing // 4))
-            fresh.reverse()
-            self._words = fresh + self._words
-        taken = self._words[len(self._words) - n :]
-        del self._words[len(self._words) - n :]
-        taken.reverse()
-        return taken
+        first, self._next = self._next, self._next + n
+        block = len(self._words) // 4
+        while len(self._words) < self._next:
+            self._words.extend(_philox((block, *self._tail), self._key))
+            block += 1
+        return self._words[first : self._next]
 
     def uniform(self, n: int) -> Floats:
         """n numbers float64, uniform in (0, 1)."""
-        return np.array(self.words(n), dtype=np.float64) * 2.0**-32 + 2.0**-33
+        return np.array([word * 2.0**-32 + 2.0**-33 for word in self.words(n)])
 
     def integers(self, low: int, high: int, n: int) -> Ints:
         """n integers int64, uniform in low..high-1. Raises ValueError when there is none."""
@@ -108,10 +120,11 @@ class Draws:
 
     def normal(self, n: int) -> Floats:
         """n numbers float64 of the standard normal distribution, in pairs from pairs of words."""
-        u = self.uniform(n + n % 2)
-        radius, angle = np.sqrt(-2.0 * np.log(u[0::2])), 2.0 * math.pi * u[1::2]
-        pairs = np.stack((radius * np.cos(angle), radius * np.sin(angle)), axis=-1)
-        return pairs.reshape(-1)[:n]
+        out = []
+        for _ in range(0, n, 2):
+            radius, angle = math.sqrt(-2.0 * math.log(self.real())), 2.0 * math.pi * self.real()
+            out += [radius * math.cos(angle), radius * math.sin(angle)]
+        return np.array(out[:n])
 
     def integer(self, low: int, high: int) -> int:
         """One integer, uniform in low..high-1. Raises ValueError when there is none."""
@@ -123,24 +136,10 @@ class Draws:
         """One number, uniform between low and high."""
         return low + (high - low) * (self.words(1)[0] * 2.0**-32 + 2.0**-33)
 
-    def _generate(self, blocks: int) -> list[int]:
-        first = self._block
-        self._block += blocks
-        if blocks >= _INLINE_BLOCKS:
-            counter = np.arange(first, self._block, dtype=np.int64)
-            words = _philox((counter, *self._tail), self._key)
-            flat: list[int] = np.stack(words, axis=-1).reshape(-1).tolist()
-            return flat
-        out: list[int] = []
-        for block in range(first, self._block):
-            out.extend(philox4x32((block, *self._tail), self._key))
-        return out
 
-
-def _philox(counter: tuple[int | Ints, ...], key: tuple[int, int]) -> tuple[Ints, ...]:
-    """Words for counters that broadcast together."""
-    words: tuple[Ints, ...] = philox4x32(counter, key)  # type: ignore[arg-type] # plain ints do too
-    return words
+def _philox(counter: tuple[Any, ...], key: tuple[Any, Any]) -> tuple[Any, ...]:
+    """Words for counters and keys that broadcast together; plain integers are quick for one."""
+    return philox4x32(counter, key)
 
 
 def _key(seed: int) -> tuple[int, int]:

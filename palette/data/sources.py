@@ -71,7 +71,7 @@ class Photos:
     Each picture is cut in two: validation crops come from a strip (:data:`PHOTOGRAPHS`) that no
     training crop touches. The crop's side is drawn log-uniformly from the wanted size up to all of
     the region; index modulo 9 chooses the picture. Pictures are decoded once, halved repeatedly,
-    and crops taken from the level nearest above the wanted size.
+    and a crop is taken from the smallest level that has 1.5 times its pixels.
     """
 
     # File, and the side on which the validation strip lies. The two motorcycles are a stereo pair:
@@ -117,9 +117,9 @@ class Photos:
             (full.height, full.width), size, x=draws.real(), y=draws.real(), zoom=zoom
         )
         reduction = (box[2] - box[0]) / size[1]
-        level = min(max(int(math.log2(reduction)) - 1, 0), len(levels) - 1) if reduction > 1 else 0
-        box = tuple(edge / 2**level for edge in box)
-        return levels[level].resize((size[1], size[0]), Image.Resampling.LANCZOS, box=box)
+        level = min(max(math.floor(math.log2(reduction / 1.5)), 0), len(levels) - 1)
+        scaled = (box[0] / 2**level, box[1] / 2**level, box[2] / 2**level, box[3] / 2**level)
+        return levels[level].resize((size[1], size[0]), Image.Resampling.LANCZOS, box=scaled)
 
     def name(self, index: int) -> str:
         file = self.PHOTOGRAPHS[index % len(self.PHOTOGRAPHS)][0]
