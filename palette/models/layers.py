@@ -292,12 +292,12 @@ def describe_attention(network: nn.Module, size: tuple[int, int]) -> list[str]:
     return lines
 
 
-def pair(size: int | tuple[int, int], name: str) -> tuple[int, int]:
+def pair(size: int | Sequence[int], name: str) -> tuple[int, int]:
     """A size given as one number or as (height, width), checked to be positive."""
-    height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-    if height < 1 or width < 1:
+    numbers = (size, size) if isinstance(size, int) else tuple(size)
+    if len(numbers) != 2 or min(numbers) < 1:
         raise ValueError(f"{name}: {size} is not a size in pixels; give n or (height, width)")
-    return height, width
+    return numbers[0], numbers[1]
 
 
 def round_up(size: tuple[int, int], multiple: int) -> tuple[int, int]:

@@ -2,6 +2,33 @@
 
 from __future__ import annotations
 
+from palette.upstream.config import Settings, network_arguments, settings, to_config
+from palette.upstream.formats import (
+    Converted,
+    TrainingState,
+    convert_state_dict,
+    convert_training_state,
+    recognise,
+)
+from palette.upstream.jsonc import parse_json_config, read_json_config
 from palette.upstream.network import Network
+from palette.upstream.options import build_schedule, build_unet, schedule_options, unet_options
 
-__all__ = ["Network"]
+__all__ = [
+    "Converted",
+    "Network",
+    "Settings",
+    "TrainingState",
+    "build_schedule",
+    "build_unet",
+    "convert_state_dict",
+    "convert_training_state",
+    "network_arguments",
+    "parse_json_config",
+    "read_json_config",
+    "recognise",
+    "schedule_options",
+    "settings",
+    "to_config",
+    "unet_options",
+]

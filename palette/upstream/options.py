@@ -19,6 +19,8 @@ _SHARED = {
     "channel_mults": "channel_mults",
     "res_blocks": "res_blocks",
     "dropout": "dropout",
+    "attn_res": "attn_res",
+    "image_size": "image_size",
 }
 _GUIDED = _SHARED | {
     "conv_resample": "conv_resample",
@@ -30,7 +32,7 @@ _GUIDED = _SHARED | {
     "resblock_updown": "resblock_updown",
 }
 # use_fp16 did nothing in the published code (its forward casts to float32), and does nothing here.
-_GUIDED_SPECIAL = ("image_size", "attn_res", "use_new_attention_order", "use_fp16")
+_GUIDED_SPECIAL = ("use_new_attention_order", "use_fp16")
 _GUIDED_DEFAULTS: dict[str, Any] = {
     "dropout": 0,
     "channel_mults": (1, 2, 4, 8),
@@ -64,21 +66,39 @@ _SCHEDULE = {
 }
 
 
-def unet_options(module_name: str, unet: Mapping[str, Any]) -> dict[str, Any]:
+def unet_options(
+    module_name: str,
+    unet: Mapping[str, Any],
+    image_size: int | Sequence[int] | None = None,
+) -> dict[str, Any]:
     """Arguments of ``UNet`` or ``SR3UNet`` for a published ``unet`` block.
 
     ``attn_res`` is a downsampling factor in the guided_diffusion module and pixels in sr3; values
     that no level reaches meant nothing in the published code and are dropped: [16] with four levels
-    leaves attention to the middle block alone.
+    leaves attention to the middle block alone. ``image_size``, where given, replaces the block's;
+    the same levels attend, named by their pixels at the new size.
 
     Raises:
         ValueError: the module is unknown, or an option is unknown or missing.
     """
     if module_name == "guided_diffusion":
-        return _guided(unet)
-    if module_name == "sr3":
-        return _sr3(unet)
-    raise ValueError(f"module_name: {module_name!r} is neither 'guided_diffusion' nor 'sr3'")
+        options = _guided(unet)
+        reached = [2**level for level in range(len(options["channel_mults"]))]
+    elif module_name == "sr3":
+        options = _sr3(unet)
+        reached = _resolutions(options, options["image_size"])
+    else:
+        raise ValueError(f"module_name: {module_name!r} is neither 'guided_diffusion' nor 'sr3'")
+    size = pair(options["image_size"] if image_size is None else image_size, "image_size")
+    wanted = options.pop("attn_res")
+    wanted = [wanted] if isinstance(wanted, int) else wanted
+    pixels = _resolutions(options, size)
+    attending = [pixels[level] for level, name in enumerate(reached) if name in wanted]
+    return options | {
+        "attention_resolutions": attending,
+        "image_size": size,
+        "embedding": "gamma",
+    }
 
 
 def build_unet(module_name: str, unet: Mapping[str, Any]) -> nn.Module:
@@ -118,33 +138,21 @@ def _guided(unet: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("head_channels", "heads_upsample"):
         if options[name] == -1:
             options[name] = None
-    levels = len(options["channel_mults"])
-    size = pair(given["image_size"], "unet.image_size")
-    shorter = min(round_up(size, 2 ** (levels - 1)))
-    factors = _numbers(given["attn_res"])
-    options["attention_resolutions"] = [
-        shorter >> level for level in range(levels) if 2**level in factors
-    ]
     options["attention_order"] = "new" if given.get("use_new_attention_order") else "legacy"
-    return options | {"image_size": size, "embedding": "gamma"}
+    return options
 
 
 def _sr3(unet: Mapping[str, Any]) -> dict[str, Any]:
     _refuse_unknown("unet", unet, _SR3_DEFAULTS)
     given = _SR3_DEFAULTS | dict(unet)
-    options = {ours: given[name] for name, ours in _SR3.items()}
+    return {ours: given[name] for name, ours in _SR3.items()}
+
+
+def _resolutions(options: Mapping[str, Any], size: int | Sequence[int]) -> list[int]:
+    """Pixels of the shorter side of every level's feature map."""
     levels = len(options["channel_mults"])
-    size = pair(given["image_size"], "unet.image_size")
-    shorter = min(round_up(size, 2 ** (levels - 1)))
-    pixels = _numbers(given["attn_res"])
-    options["attention_resolutions"] = [
-        shorter >> level for level in range(levels) if shorter >> level in pixels
-    ]
-    return options | {"image_size": size, "embedding": "gamma"}
-
-
-def _numbers(value: int | Sequence[int]) -> list[int]:
-    return [value] if isinstance(value, int) else list(value)
+    shorter = min(round_up(pair(size, "unet.image_size"), 2 ** (levels - 1)))
+    return [shorter >> level for level in range(levels)]
 
 
 def _refuse_unknown(
