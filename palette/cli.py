@@ -32,9 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _exit_code(error: Exception) -> int:
     from palette.checkpoint import CheckpointError
+    from palette.data.dataset import UnreadableImages
     from palette.data.images import UnreadableImage
 
-    if isinstance(error, (CheckpointError, UnreadableImage)):
+    if isinstance(error, (CheckpointError, UnreadableImage, UnreadableImages)):
         return FAILED
     return USAGE if isinstance(error, (ValueError, FileNotFoundError)) else FAILED
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from palette import _extension
 from palette.ops import _backends, philox
-from palette.ops._backends import absences, backends, default, names, use
+from palette.ops._backends import absences, backends, choose, default, names, use
 from palette.ops.attention import attention
 from palette.ops.group_norm_silu import group_norm_silu
 from palette.ops.noise import noise
@@ -14,6 +14,7 @@ __all__ = [
     "absences",
     "attention",
     "backends",
+    "choose",
     "default",
     "group_norm_silu",
     "names",

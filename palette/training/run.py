@@ -66,7 +66,7 @@ def describe(config: Config, network: torch.nn.Module | None = None) -> str:
     parameters = sum(parameter.numel() for parameter in network.parameters())
     device = resolve_device()
     dtype = str(resolve_precision(config.train.precision, device)).removeprefix("torch.")
-    backends = ", ".join(f"{op} {ops.default(op, device.type)}" for op in ops.names())
+    backends = ", ".join(f"{op} {ops.choose(op, device.type)}" for op in ops.names())
     attention = "; ".join(getattr(network, "attention_layers", [])) or "none"
     return "\n".join(
         (

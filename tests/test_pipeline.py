@@ -1,0 +1,120 @@
+"""Images in, images out: every kind, any size, known pixels untouched, one seed one image."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from palette import config as configs
+from palette.data import images
+from palette.pipeline import Pipeline, build_network, resolve_precision
+
+
+@pytest.fixture(scope="module")
+def model() -> Pipeline:
+    config = configs.Config()
+    config.model.channels, config.model.channel_mults = 32, [1, 2]
+    config.model.res_blocks, config.model.attention_resolutions = 1, [8]
+    config.data.image_size = 16
+    config.sample.steps = 3
+    torch.manual_seed(0)
+    network = build_network(config)
+    with torch.no_grad():  # the zero-initialised output would make every sample the same
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return Pipeline(network, config, device="cpu", precision="float32", digest="abc")
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def hole() -> np.ndarray:
+    mask = np.zeros((50, 70), dtype=np.uint8)
+    mask[10:30, 20:45] = 255
+    return mask
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_known_pixels_stay_and_the_hole_changes(model, photo, hole, native):
+    result = model.inpaint(photo, hole, seed=3, native=native)
+    assert isinstance(result, np.ndarray)
+    assert result.shape == photo.shape
+    assert (result[hole == 0] == photo[hole == 0]).all()
+    assert (result[hole > 0] != photo[hole > 0]).mean() > 0.5
+
+
+def test_what_lies_in_the_hole_is_never_read(model, photo, hole):
+    other = photo.copy()
+    other[hole > 0] = 7
+    assert (model.inpaint(photo, hole) == model.inpaint(other, hole)).all()
+
+
+def test_every_kind_of_picture_gives_the_same_pixels(model, photo, hole, tmp_path):
+    expected = model.inpaint(photo, hole, seed=5)
+    picture, mask = Image.fromarray(photo), Image.fromarray(hole)
+    picture.save(tmp_path / "photo.png")
+    mask.save(tmp_path / "mask.png")
+    from_pil = model.inpaint(picture, mask, seed=5)
+    from_path = model.inpaint(tmp_path / "photo.png", str(tmp_path / "mask.png"), seed=5)
+    tensor = images.to_tensor(picture)
+    from_tensor = model.inpaint(tensor, torch.from_numpy(hole)[None] / 255, seed=5)
+    assert isinstance(from_pil, Image.Image)
+    assert isinstance(from_path, Image.Image)
+    assert (np.asarray(from_pil) == expected).all()
+    assert (np.asarray(from_path) == expected).all()
+    assert torch.equal(from_tensor, images.to_tensor(Image.fromarray(expected)))
+
+
+def test_known_values_of_a_tensor_are_not_rounded(model, hole):
+    tensor = torch.rand(3, 50, 70) * 2 - 1
+    result = model.inpaint(tensor, hole)
+    known = torch.from_numpy(hole == 0).expand(3, -1, -1)
+    assert torch.equal(result[known], tensor[known])
+
+
+def test_a_list_gives_the_images_that_come_alone(model, photo, hole):
+    flipped = np.ascontiguousarray(photo[::-1])
+    both = model.inpaint([photo, flipped], hole, seed=10)
+    assert (both[0] == model.inpaint(photo, hole, seed=10)).all()
+    assert (both[1] == model.inpaint(flipped, hole, seed=11)).all()
+    assert (both[0] != model.inpaint(photo, hole, seed=12)).any()
+
+
+def test_complete_is_the_same_alone_and_in_a_batch(model):
+    known = torch.rand(3, 3, 16, 16) * 2 - 1
+    mask = torch.zeros(3, 1, 16, 16)
+    mask[..., 4:12, 4:12] = 1
+    seeds = torch.tensor([4, 9, 2])
+    batch = model.complete(known, mask, seeds)
+    # The first step turns the network's rounding into an estimate sqrt(1/gamma - 1) times as large.
+    rounding = 8 * torch.finfo(torch.float32).eps * model.schedule.range[0] ** -0.5
+    for i in range(3):
+        alone = model.complete(known[i : i + 1], mask[i : i + 1], seeds[i : i + 1])
+        assert (alone[0] - batch[i]).abs().max() < rounding
+    assert torch.equal(batch * (1 - mask), known * (1 - mask))
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros((50, 70), np.uint8), "no hole"),
+        (np.full((50, 71), 255, np.uint8), "71x50 is not the image's 70x50"),
+        ([np.full((50, 70), 255, np.uint8)] * 2, "2 masks for 1 images"),
+    ],
+)
+def test_a_wrong_mask_is_refused_in_one_line(model, photo, mask, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        model.inpaint(photo, mask)
+    assert "\n" not in str(caught.value)
+
+
+def test_precision_follows_the_processor():
+    chosen = resolve_precision("auto", torch.device("cpu"))
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    assert chosen is (torch.bfloat16 if fast else torch.float32)
+    assert resolve_precision("float32", torch.device("cpu")) is torch.float32
