@@ -4,7 +4,10 @@
 // cache. The reduction is split over many blocks per group, which keeps a GPU busy at batch 1,
 // where one block per group leaves most of it idle. The formula is Wu and He, "Group Normalization"
 // (2018).
+#include <limits>
+
 #include "cuda/group_norm_silu_backward.cuh"
+#include "cuda/host.h"
 #include "cuda/moments.cuh"
 
 namespace palette {
@@ -203,9 +206,6 @@ extern "C" cudaError_t palette_cuda_group_norm_silu_backward(
 
 }  // namespace palette
 
-#ifndef PALETTE_EMULATE
-#include "cuda/host.h"
-
 namespace palette::cuda {
 namespace {
 
@@ -310,4 +310,3 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_silu_backward(
 }
 
 }  // namespace palette::cuda
-#endif  // PALETTE_EMULATE

@@ -1,14 +1,12 @@
 // What the host half of every CUDA op needs from torch, through the stable ABI only.
 #pragma once
 
-#include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <limits>
 #include <optional>
 #include <vector>
 
@@ -18,6 +16,13 @@
 namespace palette::cuda {
 
 using torch::headeronly::ScalarType;
+
+#ifdef PALETTE_EMULATE  // tensors are on the CPU
+struct DeviceGuard {
+  explicit DeviceGuard(int32_t) {}
+};
+inline cudaStream_t current_stream(const Tensor&) { return nullptr; }
+#else
 using torch::stable::accelerator::DeviceGuard;
 
 // The stream that torch queues this thread's work on, for the tensor's device.
@@ -27,6 +32,7 @@ inline cudaStream_t current_stream(const Tensor& tensor) {
       aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
 }
+#endif
 
 inline void check_launch(cudaError_t status, const char* op) {
   STD_TORCH_CHECK(status == cudaSuccess, op,
@@ -64,7 +70,7 @@ inline std::vector<int64_t> dense_strides(const std::vector<int64_t>& sizes, boo
       continue;
     }
     strides[d] = next;
-    next *= sizes[d];
+    next *= sizes[d] > 0 ? sizes[d] : 1;  // as torch counts
   }
   return strides;
 }

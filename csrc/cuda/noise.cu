@@ -1,4 +1,5 @@
 // palette::noise on CUDA: one thread makes the four normals of one counter (philox.cuh).
+#include "cuda/host.h"
 #include "cuda/philox.cuh"
 
 namespace palette {
@@ -53,9 +54,6 @@ extern "C" cudaError_t palette_cuda_noise(const int64_t* seeds, const int64_t* s
 
 }  // namespace palette
 
-#ifndef PALETTE_EMULATE
-#include "cuda/host.h"
-
 namespace palette::cuda {
 
 Tensor noise(const Tensor& seeds, const Tensor& step, const std::vector<int64_t>& shape,
@@ -78,4 +76,3 @@ Tensor noise(const Tensor& seeds, const Tensor& step, const std::vector<int64_t>
 }
 
 }  // namespace palette::cuda
-#endif  // PALETTE_EMULATE
