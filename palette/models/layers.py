@@ -116,8 +116,9 @@ class ResBlock(nn.Module):
     """Residual block of guided-diffusion (upstream layout: in_layers, emb_layers, out_layers).
 
     ``resample`` changes the resolution between the first activation and the first convolution,
-    and on the skip path. The Identity entries hold the places that SiLU has in the published
-    numbering; the activation itself is part of ``GroupNormSiLU``.
+    and on the skip path. ``emb_layers`` belongs to the block but runs in the network's ``embed``,
+    which lays the results of all blocks side by side; ``columns`` are this block's. The Identity
+    entries hold the places that SiLU has in the published numbering.
     """
 
     def __init__(
@@ -139,8 +140,9 @@ class ResBlock(nn.Module):
             nn.Identity(),
             nn.Conv2d(channels, out_channels, 3, padding=1),
         )
-        films = 2 * out_channels if scale_shift else out_channels
-        self.emb_layers = nn.Sequential(nn.Identity(), nn.Linear(embedding_channels, films))
+        width = 2 * out_channels if scale_shift else out_channels
+        self.emb_layers = nn.Sequential(nn.Identity(), nn.Linear(embedding_channels, width))
+        self.columns = slice(0, width)
         self.out_layers = nn.Sequential(
             GroupNormSiLU(out_channels),
             nn.Identity(),
@@ -156,7 +158,7 @@ class ResBlock(nn.Module):
             self.resample = layer(channels, convolve=False)
 
     def forward(self, x: Tensor, embedding: Tensor, seeds: Tensor | None = None) -> Tensor:
-        """x [N, C, H, W], embedding [N, E] (after its SiLU), seeds int64 [N] for dropout."""
+        """x [N, C, H, W], embedding [N, E] from the network's ``embed``, seeds int64 [N]."""
         return maybe_recompute(self.checkpoint, self._forward, x, embedding, seeds)
 
     def _forward(self, x: Tensor, embedding: Tensor, seeds: Tensor | None) -> Tensor:
@@ -165,7 +167,7 @@ class ResBlock(nn.Module):
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = conv(h)
-        film = self.emb_layers(embedding)  # [N, 2C] or [N, C]
+        film = embedding[:, self.columns]  # [N, 2C] or [N, C]
         norm, _, dropout, conv = self.out_layers
         if self.scale_shift:
             scale, shift = film.chunk(2, dim=1)

@@ -7,7 +7,7 @@ the second middle block does not attend.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -105,6 +105,11 @@ class SR3UNet(nn.Module):
         self.ups = _up_path(parts, skips, widths, res_blocks)
         self.final_conv = ConvBlock(widths[0], out_channels, norm_groups)
         self.attention_layers = describe_attention(self, padded)
+        end = 0
+        for block in self._attending_blocks():
+            res = block.res_block
+            res.columns = slice(end, end + res.columns.stop)
+            end = res.columns.stop
         number_dropouts(self)
         channels_last(self)
 
@@ -124,18 +129,22 @@ class SR3UNet(nn.Module):
         return self.body(x, self.embed(gamma, label), seeds)
 
     def embed(self, gamma: Tensor, label: Tensor | None = None) -> Tensor:
-        """Embedding [N, channels] of the noise level ([N, 0] where the network takes none)."""
+        """All that follows from the noise level alone: a row [N, E] for ``body``.
+
+        It holds every block's shift, so a sampler, which knows its noise levels, leaves the whole
+        embedding out of its loop. [N, 0] where the network is not told the noise level.
+        """
         if label is not None:
             raise ValueError("label: this network has no classes; leave the label out")
         if self.noise_level_mlp is None:
             return gamma.new_empty(gamma.shape[0], 0)
-        level = noise_level(gamma, self.embedding)
-        cosines, sines = sinusoids(level, self.channels)
-        h: Tensor = self.noise_level_mlp(torch.cat([sines, cosines], dim=1).to(self.dtype))
-        return h
+        cosines, sines = sinusoids(noise_level(gamma, self.embedding), self.channels)
+        h = self.noise_level_mlp(torch.cat([sines, cosines], dim=1).to(self.dtype))
+        shifts = [block.res_block.noise_func for block in self._attending_blocks()]
+        return torch.cat([shift(h) for shift in shifts if shift is not None], dim=1)
 
     def body(self, x: Tensor, embedding: Tensor, seeds: Tensor | None = None) -> Tensor:
-        """The network after ``embed``: x [N, C, H, W], embedding [N, channels]."""
+        """The network after ``embed``: x [N, C, H, W], embedding [N, E]."""
         height, width = x.shape[2:]
         h = pad_by_reflection(x.to(self.dtype), self.multiple)
         h = h.contiguous(memory_format=torch.channels_last)
@@ -152,6 +161,11 @@ class SR3UNet(nn.Module):
                 h = layer(h)
         y: Tensor = self.final_conv(h)
         return y[:, :, :height, :width]
+
+    def _attending_blocks(self) -> Iterator[AttendingBlock]:
+        for layer in (*self.downs, *self.mid, *self.ups):
+            if isinstance(layer, AttendingBlock):
+                yield layer
 
     @property
     def dtype(self) -> torch.dtype:
@@ -191,19 +205,23 @@ class ConvBlock(nn.Module):
 
 
 class LevelShift(nn.Module):
-    """Adds a linear function of the noise level's embedding to every channel."""
+    """A linear function of the noise level's embedding, a shift for every channel."""
 
     def __init__(self, level_channels: int, channels: int) -> None:
         super().__init__()
         self.noise_func = nn.Sequential(nn.Linear(level_channels, channels))
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, embedding: Tensor) -> Tensor:
         shift: Tensor = self.noise_func(embedding)
-        return x + shift[:, :, None, None].to(x.dtype)
+        return shift
 
 
 class ResBlock(nn.Module):
-    """Two ConvBlocks with the noise level between them, and a skip connection."""
+    """Two ConvBlocks with the noise level added between them, and a skip connection.
+
+    ``noise_func`` belongs to the block but runs in the network's ``embed``, which lays the results
+    of all blocks side by side; ``columns`` are this block's.
+    """
 
     def __init__(
         self,
@@ -215,6 +233,7 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.noise_func = LevelShift(level_channels, out_channels) if level_channels else None
+        self.columns = slice(0, out_channels)
         self.block1 = ConvBlock(channels, out_channels, groups)
         self.block2 = ConvBlock(out_channels, out_channels, groups, dropout)
         self.res_conv: nn.Module = (
@@ -224,7 +243,7 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor, seeds: Tensor | None = None) -> Tensor:
         h = self.block1(x)
         if self.noise_func is not None:
-            h = self.noise_func(h, embedding)
+            h = h + embedding[:, self.columns, None, None].to(h.dtype)
         y: Tensor = self.block2(h, seeds) + self.res_conv(x)
         return y
 

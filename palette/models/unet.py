@@ -8,7 +8,7 @@ blocks, each fed with the running features and one skip concatenated, then an up
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -136,6 +136,10 @@ class UNet(nn.Module):
             nn.Conv2d(widths[0], out_channels, 3, padding=1),
         )
         self.attention_layers = describe_attention(self, padded)
+        end = 0
+        for res in self._res_blocks():
+            res.columns = slice(end, end + res.columns.stop)
+            end = res.columns.stop
         number_dropouts(self)
         if zero_init:
             self._zero_outputs()
@@ -146,6 +150,12 @@ class UNet(nn.Module):
         """Dtype of the weights, to which inputs are converted."""
         dtype: torch.dtype = next(self.out.parameters()).dtype
         return dtype
+
+    def _res_blocks(self) -> Iterator[ResBlock]:
+        for block in (*self.input_blocks, self.middle_block, *self.output_blocks):
+            for layer in block:
+                if isinstance(layer, ResBlock):
+                    yield layer
 
     def _zero_outputs(self) -> None:
         outputs: list[nn.Module] = [self.out[-1]]
@@ -175,9 +185,10 @@ class UNet(nn.Module):
         return self.body(x, self.embed(gamma, label), seeds)
 
     def embed(self, gamma: Tensor, label: Tensor | None = None) -> Tensor:
-        """Embedding [N, 4 * channels] of noise level and label, after its SiLU.
+        """All that follows from noise level and label alone: a row [N, E] for ``body``.
 
-        It depends on nothing else, so a sampler that knows its noise levels computes it once.
+        It holds every block's scale and shift, so a sampler, which knows its noise levels, leaves
+        the whole embedding out of its loop. Gamma and label as in ``forward``.
         """
         if (label is None) != (self.num_classes is None):
             raise ValueError(
@@ -186,15 +197,15 @@ class UNet(nn.Module):
                 else f"label: this network has {self.num_classes} classes; give int64 [N], "
                 f"where {self.num_classes} stands for no label"
             )
-        level = noise_level(gamma, self.embedding)
-        cosines, sines = sinusoids(level, self.channels)
+        cosines, sines = sinusoids(noise_level(gamma, self.embedding), self.channels)
         h: Tensor = self.cond_embed(torch.cat([cosines, sines], dim=1).to(self.dtype))
         if label is not None:
             h = h + self.label_emb(label)
-        return F.silu(h)
+        h = F.silu(h)
+        return torch.cat([block.emb_layers(h) for block in self._res_blocks()], dim=1)
 
     def body(self, x: Tensor, embedding: Tensor, seeds: Tensor | None = None) -> Tensor:
-        """The network after ``embed``: x [N, C, H, W], embedding [N, 4 * channels]."""
+        """The network after ``embed``: x [N, C, H, W], embedding [N, E]."""
         height, width = x.shape[2:]
         h = pad_by_reflection(x.to(self.dtype), self.multiple)
         h = h.contiguous(memory_format=torch.channels_last)

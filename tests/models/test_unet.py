@@ -199,8 +199,12 @@ def test_body_of_embed_is_forward() -> None:
     network = UNet(**SMALL).eval()
     x, gamma = inputs()
     embedding = network.embed(gamma)
-    assert embedding.shape == (2, 128)
+    blocks = [block for block in network.modules() if isinstance(block, ResBlock)]
+    assert embedding.shape == (2, sum(block.emb_layers[1].out_features for block in blocks))
     assert torch.equal(network.body(x, embedding), network(x, gamma))
+    for block in blocks:  # the loop of a sampler has nothing to embed
+        block.emb_layers = nn.Identity()
+    network.body(x, embedding)
 
 
 def test_seeded_dropout_does_not_depend_on_the_batch() -> None:
