@@ -67,15 +67,15 @@ def spawn(run: Path, resume: str, *overrides: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 
 
-def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(6000):
+def wait_for_lines(run: Path, count: int, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(12000):
         if process.poll() is not None:
             raise AssertionError(f"the run ended with {process.returncode}")
         with contextlib.suppress(FileNotFoundError):
-            if (run / "metrics.jsonl").read_text().count('"loss"') >= step:
+            if (run / "metrics.jsonl").read_text().count('"loss"') >= count:
                 return
         time.sleep(0.01)
-    raise AssertionError(f"no step {step} in time")
+    raise AssertionError(f"not {count} lines in time")
 
 
 @pytest.mark.parametrize(
@@ -90,38 +90,26 @@ def test_killed_and_resumed_equals_never_killed(
 ) -> None:
     tiny.build(tmp_path / "straight", overrides).fit()
     run = tmp_path / "killed"
-    process = spawn(run, "-", "train.steps=100000", *overrides)
-    wait_for_step(run, 3 if "train.log_every=3" in overrides else 9, process)
+    process = spawn(run, "-", "train.steps=100000", "train.keep=100000", *overrides)
+    wait_for_lines(run, 3 if "train.log_every=3" in overrides else 9, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = [path.name for path in checkpoints.steps(run)]
-    for path in checkpoints.steps(run):  # the kill came when it came; go on from step 8
+    for path in checkpoints.steps(run):  # on a busy machine the kill may come late
         if path.name > "step_00000008":
             checkpoints.remove(path)
-    assert "step_00000008" in kept or kept[0] > "step_00000008"
-    if "step_00000008" not in kept:
-        pytest.fail("two save intervals passed before the kill")
     assert metrics(run)[-1]["step"] > 8
     tiny.build(run, overrides).fit("auto")
     assert losses(run) == losses(tmp_path / "straight")
     assert contents(run) == contents(tmp_path / "straight")
 
 
-def test_resume_in_the_middle_of_a_log_window(tmp_path: Path, tiny: ModuleType) -> None:
-    sets = ("train.log_every=5", "data.batch_size=2")
-    tiny.build(tmp_path / "straight", sets).fit()
-    tiny.build(tmp_path / "parts", (*sets, "train.steps=4")).fit()
-    (tmp_path / "parts" / "metrics.jsonl").write_text("")  # its last line ended a shorter run
-    tiny.build(tmp_path / "parts", (*sets, "train.steps=8")).fit("auto")
-    assert [line["step"] for line in metrics(tmp_path / "straight")] == [5, 6, 10, 12, 12]
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_leaves(
     tmp_path: Path, tiny: ModuleType, number: int, code: int
 ) -> None:
-    tiny.build(tmp_path / "straight").fit()
-    trainer = tiny.build(tmp_path / "run")
+    sets = ("train.log_every=3",)  # step 5 lies between two lines of metrics
+    tiny.build(tmp_path / "straight", sets).fit()
+    trainer = tiny.build(tmp_path / "run", sets)
     before = signal.getsignal(number)
     # SIGTERM while a training sample is read; SIGINT while a validation sample is.
     if number == signal.SIGTERM:
@@ -135,7 +123,7 @@ def test_a_signal_saves_and_leaves(
     assert signal.getsignal(number) is before
     step = 5 if number == signal.SIGTERM else 6
     assert checkpoints.latest(tmp_path / "run").step == step
-    tiny.build(tmp_path / "run").fit("auto")
+    tiny.build(tmp_path / "run", sets).fit("auto")
     assert losses(tmp_path / "run") == losses(tmp_path / "straight")
     assert contents(tmp_path / "run") == contents(tmp_path / "straight")
 
