@@ -28,7 +28,7 @@ Skipped = list[tuple[str, str]]  # name and reason of each picture that could no
 
 _SOURCE_LAYER, _TASK_LAYER, _FIT_LAYER = 0, 1, 2
 _TASK_WORDS = 64  # of a mask's draws, made for a whole batch at once
-_ATTEMPTS = 32  # pictures tried in a row before the source is given up
+_ATTEMPTS = 32  # stand-ins tried for one picture before the source is given up
 _MAX_ZOOM = 8.0
 
 
@@ -47,7 +47,7 @@ class TaskDataset(torch.utils.data.Dataset[Entry]):
 
     An entry is what the task returns, with ``name``, ``seed`` and ``skipped``: the pictures that
     could not be read and were replaced by others, chosen by the same numbers. Raises
-    UnreadableImages when 32 pictures in a row cannot be read.
+    UnreadableImages when none of 33 pictures can be read.
     """
 
     def __init__(
@@ -115,19 +115,23 @@ class TaskDataset(torch.utils.data.Dataset[Entry]):
         self, key: Key, index: int, seed: int, fit: Draws
     ) -> tuple[Image.Image, str, Skipped]:
         """The picture at ``index``, or the first one that can be read of a side order."""
-        epoch, position = key
-        skipped: Skipped = []
-        for attempt in range(min(_ATTEMPTS, len(self))):
+        bad: dict[int, tuple[str, str]] = {}
+        for candidate in self._candidates(key, index):
+            if candidate in bad:
+                continue
             try:
-                image = self.source.load(index, Draws(seed, layer=_SOURCE_LAYER))
-                return self._fitted(image, fit), self.source.name(index), skipped
+                image = self.source.load(candidate, Draws(seed, layer=_SOURCE_LAYER))
+                return self._fitted(image, fit), self.source.name(candidate), list(bad.values())
             except UnreadableImage as error:
-                skipped.append((self.source.name(index), str(error)))
-            place = (position + attempt) % len(self)
-            index = int(permute(self._run_seed, epoch, [place], len(self), spare=True)[0])
-        raise UnreadableImages(
-            f"{len(skipped)} images in a row cannot be read; the first: {skipped[0][1]}"
-        )
+                bad[candidate] = (self.source.name(candidate), str(error))
+        first = next(iter(bad.values()))[1]
+        raise UnreadableImages(f"none of {len(bad)} images tried can be read; the first: {first}")
+
+    def _candidates(self, key: Key, index: int) -> Iterator[int]:
+        yield index
+        epoch, position = key
+        places = (position + np.arange(min(_ATTEMPTS, len(self)))) % len(self)
+        yield from permute(self._run_seed, epoch, places, len(self), spare=True).tolist()
 
     def _fitted(self, image: Image.Image, draws: Draws) -> Image.Image:
         """The picture at the wanted size, perhaps mirrored."""

@@ -1,0 +1,148 @@
+"""The loader: the same batches from any number of workers, and bad pictures counted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from palette.data import tasks
+from palette.data.dataset import Batch, Batches, TaskDataset, UnreadableImages
+from palette.data.loader import Loader
+from palette.data.sources import Folder, Photos
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Callable[..., TaskDataset]:
+    """A dataset over so many pictures, of which some are damaged."""
+
+    def make(count: int, damaged: int = 0) -> TaskDataset:
+        for number in range(count):
+            path = tmp_path / f"{number:04d} ö\n.png"
+            if number < damaged:
+                path.write_bytes(b"")
+            else:
+                Image.new("L", (9, 9), number % 256).save(path)
+        return TaskDataset(Folder(tmp_path), tasks.make_task("inpaint"), 8, 0)
+
+    return make
+
+
+def _photos() -> TaskDataset:
+    source = Photos(image_size=(16, 16), samples=30)
+    return TaskDataset(source, tasks.make_task("inpaint"), 16, 0, flip=True)
+
+
+def _same(first: Batch, second: Batch) -> bool:
+    return all(
+        torch.equal(value, second[key]) if isinstance(value, torch.Tensor) else value == second[key]
+        for key, value in first.items()
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing(workers: int) -> None:
+    straight, parallel = (
+        list(islice(Loader(_photos(), Batches(30, 4), workers=count), 10)) for count in (0, workers)
+    )
+    assert all(map(_same, straight, parallel))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_continues_in_the_middle_of_an_epoch(workers: int) -> None:
+    straight = list(islice(Loader(_photos(), Batches(30, 4)), 12))
+    resumed = list(islice(Loader(_photos(), Batches(30, 4, start=28), workers=workers), 5))
+    assert all(map(_same, straight[7:], resumed))
+
+
+def test_ranks_together_load_what_one_would() -> None:
+    alone = list(islice(Loader(_photos(), Batches(30, 4)), 3))
+    ranks = [
+        list(islice(Loader(_photos(), Batches(30, 2, rank=rank, world=2)), 3)) for rank in (0, 1)
+    ]
+    for batch, first, second in zip(alone, *ranks, strict=True):
+        for key in ("target", "condition", "mask", "seed"):
+            assert torch.equal(batch[key], torch.cat((first[key], second[key])))
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    before = torch.random.get_rng_state()
+    next(iter(Loader(_photos(), Batches(30, 4))))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_few_bad_pictures_are_skipped_counted_and_named(
+    dataset: Callable[..., TaskDataset], workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    loader = Loader(dataset(300, damaged=3), Batches(300, 8, stop=300), workers=workers)
+    with caplog.at_level(logging.WARNING):
+        batches = list(loader)
+    assert sum(len(batch["name"]) for batch in batches) == 300
+    assert len(loader.skipped) == 3
+    assert all("empty file" in reason for reason in loader.skipped.values())
+    assert len(caplog.messages) == 3
+    assert all(message.isprintable() for message in caplog.messages)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_many_bad_pictures_stop_the_run_with_a_list(
+    dataset: Callable[..., TaskDataset], workers: int
+) -> None:
+    loader = Loader(dataset(300, damaged=4), Batches(300, 8), workers=workers)
+    with pytest.raises(UnreadableImages, match="4 images cannot be read, above 1%") as caught:
+        list(islice(loader, 80))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(f"{number:04d} " in message for number in range(4))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("count", [1, 40])
+def test_only_bad_pictures_stop_the_run_at_once(
+    dataset: Callable[..., TaskDataset], workers: int, count: int
+) -> None:
+    loader = Loader(dataset(count, damaged=count), Batches(count, 4), workers=workers)
+    with pytest.raises(UnreadableImages, match="images tried can be read") as caught:
+        next(iter(loader))
+    assert "\n" not in str(caught.value)
+    assert "0000" in str(caught.value) or count > 1
+
+
+def test_a_very_bad_large_source_is_stopped_long_before_its_end(tmp_path: Path) -> None:
+    """One in seven of a million cannot be read: no need to wait for ten thousand."""
+
+    class Million(Folder):
+        def __len__(self) -> int:
+            return 10**6
+
+        def load(self, index: int, draws: Any) -> Image.Image:
+            return super().load(0 if index % 7 else 1, draws)
+
+    Image.new("L", (8, 8)).save(tmp_path / "0.png")
+    (tmp_path / "1.png").write_bytes(b"")
+
+    class Named(Million):
+        def name(self, index: int) -> str:
+            return str(index)
+
+    data = TaskDataset(Named(tmp_path), tasks.make_task("colorize"), 8, 0)
+    with pytest.raises(UnreadableImages, match="above 1%"):
+        list(islice(Loader(data, Batches(len(data), 10)), 50))
+
+
+def test_long_lists_are_cut(dataset: Callable[..., TaskDataset]) -> None:
+    loader = Loader(dataset(300, damaged=60), Batches(300, 150))
+    with pytest.raises(UnreadableImages, match=r"and \d+ more$"):
+        list(islice(loader, 5))
+
+
+def test_negative_workers_are_refused() -> None:
+    with pytest.raises(ValueError, match="workers must be at least 0, got -1"):
+        Loader(_photos(), Batches(30, 4), workers=-1)

@@ -1,0 +1,94 @@
+"""Tasks: what a network is given and what it should make of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from palette import ops
+from palette.data import images, masks, tasks
+from palette.data.order import Draws
+from palette.data.tasks import TASKS, colorize, grey, inpaint, make_task, register_task, uncrop
+
+
+def _image(channels: int = 3, height: int = 20, width: int = 28) -> torch.Tensor:
+    return torch.rand(channels, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("task", [inpaint, uncrop])
+def test_inpainting_and_uncropping(task: tasks.Task, channels: int) -> None:
+    image = _image(channels)
+    entry = task(image, -5, Draws(1))
+    hole = entry["mask"]
+    assert entry["target"] is image
+    assert entry["condition"].shape == image.shape
+    assert hole.shape == (1, 20, 28)
+    assert hole.dtype == torch.float32
+    assert set(hole.unique().tolist()) == {0, 1}
+    known = (hole == 0).expand_as(image)
+    assert torch.equal(entry["condition"][known], image[known])
+    expected = ops.noise(torch.tensor([-5]), 0, image.shape, stream=1)[0]
+    assert torch.equal(entry["condition"][~known], expected[~known])
+
+
+def test_the_mask_follows_the_draws_and_the_noise_the_seed() -> None:
+    first, other = inpaint(_image(), 1, Draws(1)), inpaint(_image(), 2, Draws(1))
+    assert torch.equal(first["mask"], other["mask"])
+    assert not torch.equal(first["condition"], other["condition"])
+    assert not torch.equal(first["mask"], inpaint(_image(), 1, Draws(2))["mask"])
+
+
+def test_given_noise_is_used() -> None:
+    noise = torch.full((3, 20, 28), 7.0)
+    entry = inpaint(_image(), 1, Draws(1), mask=masks.center, noise=noise)
+    assert (entry["condition"][:, 5:15, 7:21] == 7).all()
+    assert (entry["condition"] == 7).sum() == 3 * 10 * 14
+
+
+def test_colorize() -> None:
+    image = _image()
+    entry = colorize(image, 0, Draws(0))
+    assert set(entry) == {"target", "condition"}
+    assert entry["condition"].shape == image.shape
+    assert torch.equal(entry["condition"][0], entry["condition"][2])
+    with pytest.raises(ValueError, match=r"shape \[3, H, W\] to colorize, got \[1, 20, 28\]"):
+        colorize(_image(1), 0, Draws(0))
+
+
+def test_grey_is_what_a_grey_file_holds() -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
+    ours = grey(images.to_tensor(picture))
+    file = images.to_tensor(picture.convert("L"), channels=1)
+    assert (ours[:1] - file).abs().max() <= 1 / 127.5 + 1e-6  # Pillow rounds its weights
+    assert torch.equal(images.to_tensor(images.to_image(ours)), ours)
+    white = torch.ones(3, 2, 2)
+    assert torch.equal(grey(white), white)
+    assert torch.equal(grey(-white), -white)
+
+
+def test_tasks_by_name() -> None:
+    assert {"inpaint", "uncrop", "colorize"} <= set(TASKS)
+    entry = make_task("inpaint", mask="center")(_image(), 0, Draws(0))
+    assert entry["mask"].sum() == 10 * 14
+    assert make_task("colorize", mask="center") is colorize
+    assert make_task("uncrop") is uncrop
+    with pytest.raises(ValueError, match=r"task must be one of colorize, .*, got 'paint'"):
+        make_task("paint")
+    with pytest.raises(ValueError, match="mask must be one of"):
+        make_task("inpaint", mask="round")
+
+
+def test_own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "TASKS", dict(TASKS))
+
+    @register_task("negate")
+    def negate(image: torch.Tensor, seed: int, draws: Draws) -> tasks.Entry:
+        return {"target": image, "condition": -image}
+
+    entry = make_task("negate")(_image(), 0, Draws(0))
+    assert torch.equal(entry["condition"], -entry["target"])
+    with pytest.raises(ValueError, match="'negate' is registered already"):
+        register_task("negate")(negate)
