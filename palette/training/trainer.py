@@ -159,8 +159,8 @@ class Trainer:
         per_sample = self._backward(batch)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), train.clip or float("inf"))
-        totals = torch.stack((per_sample.double().sum(), torch.zeros_like(norm).double()))
-        totals[1] = interrupts.signal
+        totals = per_sample.new_tensor([0, interrupts.signal], dtype=torch.float64)
+        totals[0] = per_sample.double().sum()
         loss, signals = self.world.sum(totals).tolist()
         loss /= self.config.data.batch_size
         # The gradients were summed over all processes, so all of them see the same norm.
@@ -186,19 +186,18 @@ class Trainer:
         losses = []
         for index, part in enumerate(parts):
             last = index == len(parts) - 1
-            with (
-                contextlib.nullcontext() if last else _unsynchronised(self.model),
-                torch.autocast(device, self.dtype, enabled=self.dtype is not torch.float32),
-            ):
-                found = objective.loss(
-                    self.model,
-                    self.schedule,
-                    part,
-                    part["seed"],
-                    prediction=config.model.prediction,
-                    kind=config.train.loss,
-                )
-                self.scaler.scale(found.total / len(parts)).backward()  # type: ignore[no-untyped-call]
+            with contextlib.nullcontext() if last else _unsynchronised(self.model):
+                with torch.autocast(device, self.dtype, enabled=self.dtype is not torch.float32):
+                    found = objective.loss(
+                        self.model,
+                        self.schedule,
+                        part,
+                        part["seed"],
+                        prediction=config.model.prediction,
+                        kind=config.train.loss,
+                    )
+                scaled = self.scaler.scale(found.total / len(parts))
+                scaled.backward()  # type: ignore[no-untyped-call]
             losses.append(found.per_sample.detach())
         return torch.cat(losses)
 
@@ -209,10 +208,10 @@ class Trainer:
             return
         self.bad_steps += 1
         bad = (~per_sample.isfinite()).tolist()
-        mine = [
-            str(name) for name, hit in zip(batch["name"], bad, strict=True) if hit or not any(bad)
-        ]
+        mine = [str(name) for name, hit in zip(batch["name"], bad, strict=True) if hit]
         names = [name for share in self.world.gather(mine) for name in share]
+        if not names:  # the losses were finite, the gradients not
+            names = [str(name) for share in self.world.gather(batch["name"]) for name in share]
         log.skipped(self.step, names)
         if self.bad_steps >= MAX_BAD_STEPS:
             raise TrainingFailed(
