@@ -127,6 +127,7 @@ def load_reason(error: BaseException) -> str:
     if "legacy .tar" in text:
         return "the tar format of torch before 0.4; save it again with a newer torch"
     # What is left when the advice to switch the protection off is left out.
+    text = text.rpartition("WeightsUnpickler error:")[2]
     advice = re.compile(r"\s*(Weights only load failed|Check the documentation|\(\d\) |$)")
     lines = [line.strip() for line in text.splitlines() if not advice.match(line)]
     reason = lines[0][:200] if lines else type(error).__name__
