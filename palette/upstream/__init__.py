@@ -10,6 +10,7 @@ from palette.upstream.formats import (
     convert_training_state,
     recognise,
 )
+from palette.upstream.infer import infer_unet
 from palette.upstream.jsonc import parse_json_config, read_json_config
 from palette.upstream.network import Network
 from palette.upstream.options import build_schedule, build_unet, schedule_options, unet_options
@@ -23,6 +24,7 @@ __all__ = [
     "build_unet",
     "convert_state_dict",
     "convert_training_state",
+    "infer_unet",
     "network_arguments",
     "parse_json_config",
     "read_json_config",
