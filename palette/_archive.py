@@ -66,6 +66,8 @@ def _inspect_entries(path: Path, entries: list[zipfile.ZipInfo], size: int) -> N
     names = {entry.filename for entry in entries}
     if len(names) != len(entries):
         raise CheckpointError(f"{path}: two entries have the same name")
+    if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
+        raise CheckpointError(f"{path}: a TorchScript program; only plain weights are read")
     for entry in entries:
         parts = re.split(r"[/\\]", entry.filename)
         if ".." in parts or re.match(r"[/\\]|[A-Za-z]:", entry.filename):
@@ -81,8 +83,6 @@ def _inspect_entries(path: Path, entries: list[zipfile.ZipInfo], size: int) -> N
     claimed = sum(entry.file_size for entry in entries)
     if claimed > size:
         raise CheckpointError(f"{path}: entries claim {claimed} bytes, the file has {size}")
-    if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
-        raise CheckpointError(f"{path}: a TorchScript program; only plain weights are read")
 
 
 def inspect_values(path: Path, value: Any) -> None:
@@ -130,5 +130,6 @@ def load_reason(error: BaseException) -> str:
     text = text.rpartition("WeightsUnpickler error:")[2]
     advice = re.compile(r"\s*(Weights only load failed|Check the documentation|\(\d\) |$)")
     lines = [line.strip() for line in text.splitlines() if not advice.match(line)]
-    reason = lines[0][:200] if lines else type(error).__name__
-    return f"not a loadable file of tensors and plain values: {reason}"
+    reason = lines[0][:200] if lines else "no reason given"
+    kind = "" if type(error).__name__ == "UnpicklingError" else f"{type(error).__name__} "
+    return f"not a loadable file of tensors and plain values: {kind}{reason}"
