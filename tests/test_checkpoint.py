@@ -386,6 +386,7 @@ class Evaluated(Bomb):
         return eval, (f"__import__('os').system({self.command!r})",)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit")
 def test_malicious_pickles_run_nothing(tmp_path: Path) -> None:
     marker = tmp_path / "executed"
     path, refused = tmp_path / "bad.pth", []
