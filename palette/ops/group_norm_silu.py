@@ -7,6 +7,7 @@ U-Net's residual block.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from palette.ops import _backends, _checks, _layout
 from palette.ops._registration import register
 
-BACKENDS = ("reference", "cpp", "cuda")
+BACKENDS = ("reference", "cpp", "cuda", "triton")
 
 
 def group_norm_silu(
@@ -250,7 +251,7 @@ def _fake_backward(
     return _layout.empty_like(x), dweight, dbias, film(scale), film(shift)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, weight, bias, groups, _, scale, shift, silu = inputs
     _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
@@ -260,10 +261,15 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+    return differentiate(torch.ops.palette.group_norm_silu_backward, ctx, grad)
+
+
+def differentiate(backward: Callable[..., Any], ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+    """The gradients of the arguments, by the op ``backward`` on what ``save`` kept."""
     if grad is None:
         return (None,) * 8
     x, mean, rstd, weight, bias, scale, shift = ctx.saved_tensors
-    grads = torch.ops.palette.group_norm_silu_backward(
+    grads = backward(
         grad, x, mean, rstd, weight, bias, ctx.groups, scale, shift, ctx.silu
     )
     dx, dweight, dbias, dscale, dshift = grads
@@ -279,7 +285,7 @@ def _differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[An
     )
 
 
-def _refuse(ctx: Any, *_: Any) -> Any:
+def refuse(ctx: Any, *_: Any) -> Any:
     raise RuntimeError(
         "group_norm_silu: the compiled op has no second derivative;"
         ' palette.ops.use("reference") has one'
@@ -292,7 +298,7 @@ register(
     _forward,
     _fake,
     gradient=_differentiate,
-    save=_save,
+    save=save,
 )
 register(
     "group_norm_silu_backward(Tensor grad, Tensor x, Tensor mean, Tensor rstd, Tensor? weight,"
@@ -300,6 +306,6 @@ register(
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
-    gradient=_refuse,
+    gradient=refuse,
 )
 _backends.declare("group_norm_silu", BACKENDS)

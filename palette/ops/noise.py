@@ -16,7 +16,7 @@ from torch import Tensor
 from palette.ops import _backends, _checks, philox
 from palette.ops._registration import register
 
-BACKENDS = ("reference", "cpp", "cuda")
+BACKENDS = ("reference", "cpp", "cuda", "triton")
 
 TWO_PI = 6.2831854820251465
 """2 pi rounded to float32."""
