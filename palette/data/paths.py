@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 
@@ -35,7 +36,7 @@ class Paths:
     @classmethod
     def of(cls, root: str, paths: Iterable[str]) -> Paths:
         """Paths from strings; those that are relative are meant from ``root``."""
-        blob, ends = bytearray(), []
+        blob, ends = bytearray(), array("q")
         for path in paths:
             blob += os.fsencode(path)
             ends.append(len(blob))
