@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.machinery
 import os
 import re
+import site
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -52,6 +53,7 @@ def _site_packages() -> Iterator[str]:
         ):
             base = {"base": sys.base_prefix, "platbase": sys.base_prefix}
             yield sysconfig.get_path("platlib", vars=base)
+    yield site.getusersitepackages()
 
 
 def find_torch() -> Torch | None:

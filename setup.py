@@ -116,8 +116,13 @@ def cuda_architectures(nvcc: str) -> list[str]:
 
 
 def quoted(text: str) -> str:
-    """A string macro's value, as it stands on a ninja command line."""
-    return shlex.quote('"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"')
+    """A string macro's value, as it stands in a ninja command."""
+    return shell('"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"')
+
+
+def shell(word: Path | str) -> str:
+    """One word of a command, as it stands in a ninja file."""
+    return shlex.quote(str(word)).replace("$", "$$")
 
 
 class NinjaBuild(build_ext):
@@ -151,7 +156,10 @@ class NinjaBuild(build_ext):
             absent("cuda", "nvcc failed to compile csrc/cuda (its messages are above)")
             self.extensions.remove(cuda)
         if not self.ninja("cpp", [by_name["palette._ops_cpu"], by_name["palette._build"]]):
-            raise SystemExit("palette: compiling csrc failed (the compiler's messages are above)")
+            raise SystemExit(
+                "palette: compiling csrc failed (the compiler's messages are above); "
+                "PALETTE_NO_EXT=1 installs without, on slower ops"
+            )
 
     def ninja(self, name: str, extensions: list[Extension]) -> bool:
         """Build ``extensions``; False where a command failed."""
@@ -175,7 +183,8 @@ class NinjaBuild(build_ext):
             else ""
         )
         common = (
-            f"-std=c++20 -O3 -DTORCH_TARGET_VERSION={TORCH_TARGET} -isystem {include} -I{ROOT}/csrc"
+            f"-std=c++20 -O3 -DTORCH_TARGET_VERSION={TORCH_TARGET} "
+            f"-isystem {shell(include)} -I{shell(ROOT / 'csrc')}"
         )
         # Contraction would round a*b+c once here and twice elsewhere: kernels ask for fma by name.
         cxx = f"-fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall -Wextra{extra}"
@@ -190,14 +199,16 @@ class NinjaBuild(build_ext):
             f"  command = {shlex.join(compiler)} -shared{extra} $in -o $out $flags",
         ]
         if self.nvcc:
+            host = f"-ccbin {shlex.quote(compiler[-1])} " if os.environ.get("CXX") else ""
             lines += [
                 "rule nvcc",
-                f"  command = {self.nvcc} -MD -MF $out.d {common} -DUSE_CUDA -DPALETTE_CUDA"
-                " -Xcompiler -fPIC,-fvisibility=hidden $flags -c $in -o $out",
+                f"  command = {shell(self.nvcc)} {host}-MD -MF $out.d {common}"
+                " -DUSE_CUDA -DPALETTE_CUDA -Xcompiler -fPIC,-fvisibility=hidden $flags"
+                " -c $in -o $out",
                 "  depfile = $out.d",
                 "  deps = gcc",
                 "rule link_cuda",
-                f"  command = {self.nvcc} -shared -Xcompiler -fPIC $in -o $out $flags",
+                f"  command = {shell(self.nvcc)} {host}-shared -Xcompiler -fPIC $in -o $out $flags",
             ]
         return lines
 
@@ -235,7 +246,11 @@ class NinjaBuild(build_ext):
         import pybind11
 
         return " ".join(
-            [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}", *self.facts()]
+            [
+                f"-I{shell(pybind11.get_include())}",
+                f"-I{shell(sysconfig.get_path('include'))}",
+                *self.facts(),
+            ]
         )
 
     def facts(self) -> list[str]:
@@ -256,7 +271,7 @@ class NinjaBuild(build_ext):
     def link_flags(self, half: str | None) -> str:
         if half is None:
             return "-undefined dynamic_lookup" if sys.platform == "darwin" else ""
-        torch = f"-L{self.torch.root / 'lib'} -ltorch_cpu"
+        torch = f"-L{shell(self.torch.root / 'lib')} -ltorch_cpu"
         if half == "cuda":
             # The CPU build of torch has no such library: this one only records its name, so that
             # a CUDA torch's own is found when the library is loaded.
@@ -264,7 +279,7 @@ class NinjaBuild(build_ext):
             compiler = find_compiler() or []
             name = ["-Wl,-soname,libtorch_cuda.so", "-o", str(stub)]
             subprocess.run([*compiler, "-shared", *name, "-xc", "/dev/null"], check=True)
-            return f"{torch} -L{self.work} -Xlinker --no-as-needed -ltorch_cuda"
+            return f"{torch} -L{shell(self.work)} -Xlinker --no-as-needed -ltorch_cuda"
         # Nothing may stay open in the CPU library: neither a kernel that was announced and not
         # written nor a symbol that only a CUDA torch has.
         return torch if sys.platform == "darwin" else f"-Wl,--no-undefined {torch}"
