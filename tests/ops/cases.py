@@ -5,12 +5,15 @@ Loaded by conftest.py, which hands each case to the tests as a fixture.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 SHORT = {
     torch.float32: "f32",
@@ -43,6 +46,8 @@ def within(
     rounding = (exact.to(dtype).double() - exact).norm()
     size = exact if beside is None else torch.stack((exact.norm(), beside.detach().cpu().norm()))
     rounding = torch.maximum(rounding, size.norm() * torch.finfo(dtype).eps / 4)
+    if INTERPRETED and dtype == torch.bfloat16:
+        factor *= 2.2  # Triton's interpreter stores bfloat16 truncated instead of rounded
     assert error <= factor * rounding, (
         f"{name} is {(error / rounding).item():.3g} roundings from float64, allowed {factor:g}"
     )
@@ -154,6 +159,13 @@ class NormCase:
         }
 
 
+def for_interpreter(cases: list[Any]) -> list[Any]:
+    """What Triton's interpreter gets, which takes a fifth of a second a case: every channel count
+    (they come first) and a sixth of the rest."""
+    quick = [case for case in cases if not getattr(case, "big", False)]
+    return [case for i, case in enumerate(quick) if i < len(NETWORK_CHANNELS) or i % 6 == 0]
+
+
 f32, bf16, f16, f64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 
 # (channels, groups) of every GroupNorm of the published network, of the paper's and of SR3
@@ -214,7 +226,7 @@ class AttentionCase:
     dtype: torch.dtype = torch.float32
     layout: str = "contiguous"
     logits: float = 1.0  # standard deviation of q and k
-    big: bool = field(default=False)
+    big: bool = False
 
     def __str__(self) -> str:
         shape = "x".join(map(str, self.shape))

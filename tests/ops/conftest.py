@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +11,6 @@ import pytest
 import torch
 
 from palette import ops
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _load_cases():
@@ -38,7 +35,7 @@ _LISTS = {
 def _places(op: str) -> list[tuple[str, str]]:
     """(backend, device) for all that runs here; under Triton's interpreter only what it serves."""
     cpu = [name for name in ops.backends(op) if name not in ("cuda", "triton")]
-    if INTERPRETED:
+    if _CASES.INTERPRETED:
         return [("triton", "cpu")] if "triton" in ops.backends(op) else []
     places = [(name, "cpu") for name in cpu]
     if torch.cuda.is_available():
@@ -49,7 +46,7 @@ def _places(op: str) -> list[tuple[str, str]]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for name, cases in _LISTS.items():
         if name in metafunc.fixturenames:
-            chosen = [each for each in cases if not (INTERPRETED and getattr(each, "big", False))]
+            chosen = _CASES.for_interpreter(cases) if _CASES.INTERPRETED else cases
             metafunc.parametrize(name, chosen, ids=str)
     if "place" in metafunc.fixturenames:
         op = metafunc.module.__name__.rpartition("test_")[2]

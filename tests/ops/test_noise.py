@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
-from palette import ops
+from palette import _extension, ops
 from palette.ops import philox
 
 MODULE = sys.modules["palette.ops.noise"]
@@ -154,6 +156,30 @@ def test_seed_decides_alone(device) -> None:
         torch.set_num_threads(threads)
         assert torch.equal(ops.noise(seeds, 2, (3, 37, 41)), z)
     torch.set_num_threads(before)
+
+
+def test_instruction_sets_agree_in_every_bit() -> None:
+    """The compiled loops for each instruction set of this processor, each in its own process."""
+    if "cpp" not in ops.backends("noise"):
+        return
+    code = """
+import hashlib, torch, palette.ops
+z = palette.ops.noise(torch.tensor([1, -2]), 3, (3, 37, 41))
+print(hashlib.sha256(z.numpy().tobytes()).hexdigest())
+"""
+    have = {"baseline", *_extension.instruction_sets()}
+    names = {"baseline": "baseline", "avx2": "avx2", "avx512f": "avx512"}
+    made = set()
+    for name in (names[each] for each in names if each in have):
+        process = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            env={**os.environ, "PALETTE_CPU_ISA": name, "PALETTE_BACKEND": "cpp"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        made.add(process.stdout)
+    assert len(made) == 1
 
 
 def test_strided_seeds(device) -> None:
