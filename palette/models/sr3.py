@@ -96,12 +96,8 @@ class SR3UNet(nn.Module):
             )
         self.downs, skips = _down_path(parts, in_channels, widths, res_blocks, channels)
         last = len(widths) - 1
-        self.mid = nn.ModuleList(
-            [
-                parts.block(widths[-1], widths[-1], last, attend=True),
-                parts.block(widths[-1], widths[-1], last, attend=False),
-            ]
-        )
+        middle = [parts.block(widths[-1], widths[-1], last, attend=a) for a in (True, False)]
+        self.mid = nn.ModuleList(middle)
         self.ups = _up_path(parts, skips, widths, res_blocks)
         self.final_conv = ConvBlock(widths[0], out_channels, norm_groups)
         self.attention_layers = describe_attention(self, padded)

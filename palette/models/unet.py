@@ -97,8 +97,6 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(channels, channel_mults, res_blocks, embedding)
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes: {num_classes} is not a positive number")
         self.channels = channels
         self.embedding: Embedding = embedding
         self.num_classes = num_classes
@@ -118,17 +116,12 @@ class UNet(nn.Module):
             attention_order=attention_order,
             attending=attention_levels(resolutions, attention_resolutions, size),
         )
-        self.cond_embed = nn.Sequential(
-            nn.Linear(channels, 4 * channels), nn.SiLU(), nn.Linear(4 * channels, 4 * channels)
-        )
+        inner, outer = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, 4 * channels)
+        self.cond_embed = nn.Sequential(inner, nn.SiLU(), outer)
         if num_classes is not None:
-            self.label_emb = nn.Embedding(num_classes + 1, 4 * channels)
+            self.label_emb = _label_embedding(num_classes, 4 * channels)
         self.input_blocks, skips = _down_path(parts, in_channels, widths, res_blocks, heads)
-        self.middle_block = ConditionedSequential(
-            parts.block(widths[-1], widths[-1]),
-            parts.attention(widths[-1], heads, len(widths) - 1),
-            parts.block(widths[-1], widths[-1]),
-        )
+        self.middle_block = parts.middle(widths[-1], heads, len(widths) - 1)
         self.output_blocks = _up_path(parts, skips, widths, res_blocks, heads_upsample or heads)
         self.out = nn.Sequential(
             GroupNormSiLU(widths[0]),
@@ -136,10 +129,14 @@ class UNet(nn.Module):
             nn.Conv2d(widths[0], out_channels, 3, padding=1),
         )
         self.attention_layers = describe_attention(self, padded)
+        self._finish(zero_init)
+
+    def _finish(self, zero_init: bool) -> None:
+        """What the layers learn of their place in the network, their first values, their layout."""
         end = 0
-        for res in self._res_blocks():
-            res.columns = slice(end, end + res.columns.stop)
-            end = res.columns.stop
+        for block in self._res_blocks():
+            block.columns = slice(end, end + block.columns.stop)
+            end = block.columns.stop
         number_dropouts(self)
         if zero_init:
             self._zero_outputs()
@@ -260,6 +257,10 @@ class _Parts:
             layers.append(self.attention(out_width, heads, level))
         return layers
 
+    def middle(self, width: int, heads: int, level: int) -> ConditionedSequential:
+        attention = self.attention(width, heads, level)
+        return ConditionedSequential(self.block(width, width), attention, self.block(width, width))
+
     def down(self, width: int) -> nn.Module:
         if self.resblock_updown:
             return self.block(width, width, "down")
@@ -269,6 +270,12 @@ class _Parts:
         if self.resblock_updown:
             return self.block(width, width, "up")
         return Upsample(width, self.conv_resample)
+
+
+def _label_embedding(num_classes: int, channels: int) -> nn.Embedding:
+    if num_classes < 1:
+        raise ValueError(f"num_classes: {num_classes} is not a positive number")
+    return nn.Embedding(num_classes + 1, channels)
 
 
 def _down_path(

@@ -189,7 +189,7 @@ class Network(nn.Module):
         Raises:
             ValueError: no schedule is set, an argument is missing or does not fit.
         """
-        schedule = self._scheduled()
+        table, gammas = self._table(y_cond.device)
         steps = self.num_timesteps
         if not 0 < sample_num < steps:
             raise ValueError(
@@ -198,12 +198,6 @@ class Network(nn.Module):
         if mask is not None and y_0 is None:
             raise ValueError("y_0: needed with mask, for the pixels outside the hole")
         draws = None if noises is None else iter(noises)
-        device = y_cond.device
-        levels = published(schedule)
-        if len(levels) != steps + 1:
-            raise ValueError("beta_schedule: its last gamma is 0, which no step can start from")
-        table = torch.from_numpy(ddpm(levels)).to(device, torch.float32)
-        gammas = torch.from_numpy(levels).to(device, torch.float32)
         if y_t is None:
             y_t = _draw(draws, y_cond)
         state = y_t.to(torch.float32, copy=True).contiguous()
@@ -213,7 +207,7 @@ class Network(nn.Module):
         slot = inputs[:, y_cond.shape[1] :]
         known = None if mask is None or y_0 is None else y_0.to(torch.float32)
         hole = None if mask is None else mask.to(torch.float32)
-        step = torch.zeros((), dtype=torch.int64, device=device)
+        step = torch.zeros((), dtype=torch.int64, device=y_cond.device)
         for i in tqdm(range(steps), desc="sampling", disable=not sys.stderr.isatty()):
             output = self.denoise_fn(inputs, gammas[i].expand(state.shape[0], 1))
             z = _draw(draws, state) if i < steps - 1 else None
@@ -254,6 +248,15 @@ class Network(nn.Module):
         if mask is not None:
             noise, predicted = mask * noise, mask * predicted
         return self.loss_fn(noise, predicted)
+
+    def _table(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Coefficients [T, 6] of every step for ``reverse_step``, and the gammas [T + 1]."""
+        levels = published(self._scheduled())
+        if len(levels) != self.num_timesteps + 1:
+            raise ValueError("beta_schedule: its last gamma is 0, which no step can start from")
+        # From float64 and not from the buffers, which follow the weights into half precision.
+        table, gammas = torch.from_numpy(ddpm(levels)), torch.from_numpy(levels)
+        return table.to(device, torch.float32), gammas.to(device, torch.float32)
 
     def _draw_gammas(self, y_0: Tensor) -> Tensor:
         """Noise levels [N, 1], each uniform between two neighbours of the schedule."""

@@ -62,40 +62,7 @@ def published(task: str = "inpainting", path: str = "data/train.flist") -> dict[
                 "dataloader": {"args": {"batch_size": 8, "num_workers": 4}},
             },
         },
-        "model": {
-            "which_model": {
-                "name": ["models.model", "Palette"],
-                "args": {
-                    "sample_num": 8,
-                    "task": task,
-                    "ema_scheduler": {"ema_start": 1, "ema_iter": 1, "ema_decay": 0.9999},
-                    "optimizers": [{"lr": 5e-5, "weight_decay": 0}],
-                },
-            },
-            "which_networks": [
-                {
-                    "name": ["models.network", "Network"],
-                    "args": {
-                        "init_type": "kaiming",
-                        "module_name": "guided_diffusion",
-                        "unet": {
-                            "in_channel": 6,
-                            "out_channel": 3,
-                            "inner_channel": 64,
-                            "channel_mults": [1, 2, 4, 8],
-                            "attn_res": [16],
-                            "num_head_channels": 32,
-                            "res_blocks": 2,
-                            "dropout": 0.2,
-                            "image_size": side,
-                        },
-                        "beta_schedule": copy.deepcopy(SCHEDULE),
-                    },
-                }
-            ],
-            "which_losses": ["mse_loss"],
-            "which_metrics": ["mae"],
-        },
+        "model": model(task, side),
         "train": {
             "n_epoch": 1e8,
             "n_iter": 1e8,
@@ -104,6 +71,44 @@ def published(task: str = "inpainting", path: str = "data/train.flist") -> dict[
             "log_iter": 1e3,
         },
         "debug": {"val_epoch": 1, "save_checkpoint_epoch": 1, "log_iter": 2, "debug_split": 50},
+    }
+
+
+def model(task: str, side: int) -> dict[str, Any]:
+    """The "model" section of the same config."""
+    return {
+        "which_model": {
+            "name": ["models.model", "Palette"],
+            "args": {
+                "sample_num": 8,
+                "task": task,
+                "ema_scheduler": {"ema_start": 1, "ema_iter": 1, "ema_decay": 0.9999},
+                "optimizers": [{"lr": 5e-5, "weight_decay": 0}],
+            },
+        },
+        "which_networks": [
+            {
+                "name": ["models.network", "Network"],
+                "args": {
+                    "init_type": "kaiming",
+                    "module_name": "guided_diffusion",
+                    "unet": {
+                        "in_channel": 6,
+                        "out_channel": 3,
+                        "inner_channel": 64,
+                        "channel_mults": [1, 2, 4, 8],
+                        "attn_res": [16],
+                        "num_head_channels": 32,
+                        "res_blocks": 2,
+                        "dropout": 0.2,
+                        "image_size": side,
+                    },
+                    "beta_schedule": copy.deepcopy(SCHEDULE),
+                },
+            }
+        ],
+        "which_losses": ["mse_loss"],
+        "which_metrics": ["mae"],
     }
 
 

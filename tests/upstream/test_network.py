@@ -175,7 +175,7 @@ def test_init_weights(init_type: str) -> None:
     fan_in = 32 * 9
     wanted = {"kaiming": (2 / fan_in) ** 0.5, "normal": 0.02, "xavier": 0.02 / fan_in**0.5}
     if init_type in wanted:
-        assert float(conv.weight.std()) == pytest.approx(wanted[init_type], rel=0.05)
+        assert conv.weight.std().item() == pytest.approx(wanted[init_type], rel=0.05)
 
 
 def test_published_attention_factors() -> None:
