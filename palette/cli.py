@@ -99,7 +99,7 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     sample.add_argument("--output", required=True, metavar="DIR", help="folder for the PNG files")
     sample.add_argument("-n", "--count", type=_positive, default=1, help="samples per image")
     sample.add_argument("--steps", type=_positive, help="network evaluations per image")
-    sample.add_argument("--solver", choices=("dpmpp_2m", "ddim", "ddpm"))
+    sample.add_argument("--solver", choices=("dpmpp_2m", "ddim", "ddpm", "unipc"))
     sample.add_argument("--seed", type=int, default=0, help="seed of the first image")
     sample.add_argument("--native", action="store_true", help="run at the image's own size")
     sample.add_argument("--weights", choices=("ema", "raw"), default="ema")

@@ -125,6 +125,10 @@ class Data:
     workers: int = option(0, "loader processes; 0 loads in the training process", low=0, high=512)
     validation: int = option(64, "samples held out, never trained on", low=0)
     samples_per_epoch: int = option(4096, "crops per epoch of data.source=photos", low=1)
+    fit: Literal["largest", "zoom", "center", "squash"] = option(
+        "largest",
+        "of a picture: the largest crop, a random one down to an eighth, the middle, or all of it",
+    )
     flip: bool = option(True, "mirror half of the training samples")
 
 
@@ -154,7 +158,7 @@ class Train:
 
 @dataclasses.dataclass
 class Sample:
-    solver: Literal["dpmpp_2m", "ddim", "ddpm"] = option("dpmpp_2m", "reverse process")
+    solver: Literal["dpmpp_2m", "ddim", "ddpm", "unipc"] = option("dpmpp_2m", "reverse process")
     steps: int = option(25, "network evaluations per image", unit="steps", low=1, high=10**6)
     eta: float = option(0.0, "noise of ddim: 0 none, 1 ancestral", low=0, high=1)
     count: int = option(8, "pictures in each grid of samples", low=1, high=1024)

@@ -153,7 +153,7 @@ class Pipeline:
                 images or one for each.
             steps: network evaluations; default ``config.sample.steps``.
             seed: image i of a list is drawn with ``seed + i``, alone or in a batch.
-            solver: dpmpp_2m, ddim or ddpm; default ``config.sample.solver``.
+            solver: dpmpp_2m, unipc, ddim or ddpm; default ``config.sample.solver``.
             eta: noise of ddim.
             native: show the network the whole picture at its own size, not the region of the hole.
             progress: draw a bar on a terminal.

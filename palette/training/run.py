@@ -49,15 +49,21 @@ def build_datasets(config: Config) -> tuple[TaskDataset, TaskDataset | None]:
         data.source,
         data.path,
         image_size=size,
+        detail=_detail(data.fit),
         samples=data.samples_per_epoch,
         validation=data.validation,
     )
     task = make_task(config.task.name, mask=config.task.mask)
     seed = config.run.seed
-    dataset = TaskDataset(training, task, size, seed, flip=data.flip)
+    dataset = TaskDataset(training, task, size, seed, fit=data.fit, flip=data.flip)
     if held_out is None:
         return dataset, None
-    return dataset, TaskDataset(held_out, task, size, seed, fit="center", shuffle=False)
+    return dataset, TaskDataset(held_out, task, size, seed, fit=data.fit, shuffle=False)
+
+
+def _detail(fit: str) -> int:
+    """How many times the wanted size a picture is decoded at, so that crops of it stay sharp."""
+    return 8 if fit == "zoom" else 2
 
 
 def describe(config: Config, network: torch.nn.Module | None = None) -> str:
@@ -84,13 +90,14 @@ def _summarise(config: Config, processes: World) -> None:
         config.data.source,
         config.data.path,
         image_size=image_size(config),
+        detail=_detail(config.data.fit),
         validation=config.summary.crops,
     )
     if held_out is None:
         return
     task = make_task("inpaint", mask="center")
     dataset = TaskDataset(
-        held_out, task, image_size(config), config.run.seed, fit="center", shuffle=False
+        held_out, task, image_size(config), config.run.seed, fit=config.data.fit, shuffle=False
     )
     entries = dataset.__getitems__([(0, index) for index in range(config.summary.crops)])
     print(f"\nSampling {config.summary.crops} crops, {config.summary.samples} times each …\n")
