@@ -46,7 +46,7 @@ def group_norm_silu(
         TypeError: an argument is no tensor or has a dtype that the op does not take.
         ValueError: a shape or a device does not fit, or ``groups`` does not divide C.
     """
-    _check(x, weight, bias, groups, scale, shift)
+    _check(x, weight, bias, groups, eps, scale, shift)
     backend = _backends.choose("group_norm_silu", x.device.type)
     # kernels for GPUs know no float64
     if backend == "reference" or (x.dtype == torch.float64 and backend != "cpp"):
@@ -115,6 +115,7 @@ def _check(
     weight: Tensor | None,
     bias: Tensor | None,
     groups: int,
+    eps: float,
     scale: Tensor | None,
     shift: Tensor | None,
 ) -> None:
@@ -126,6 +127,8 @@ def _check(
     n, c = x.shape[:2]
     if groups < 1 or c % groups != 0:
         raise ValueError(f"{op}: groups is {groups}, wanted a divisor of x's {c} channels")
+    if eps < 0:
+        raise ValueError(f"{op}: eps is {eps}, wanted a number >= 0")
     for name, value, wanted, meaning in (
         ("weight", weight, (c,), "x's channels"),
         ("bias", bias, (c,), "x's channels"),
@@ -139,7 +142,7 @@ def _check(
             _checks.device(op, name, value, x, "x")
     for first, a, second, b in (("weight", weight, "bias", bias), ("scale", scale, "shift", shift)):
         if a is not None and b is not None:
-            _checks.dtype(op, f"{second} (beside a {a.dtype} {first})", b, (a.dtype,))
+            _checks.dtype(op, f"{second}, beside {first},", b, (a.dtype,))
 
 
 def _forward(
@@ -269,9 +272,7 @@ def differentiate(backward: Callable[..., Any], ctx: Any, grad: Tensor | None) -
     if grad is None:
         return (None,) * 8
     x, mean, rstd, weight, bias, scale, shift = ctx.saved_tensors
-    grads = backward(
-        grad, x, mean, rstd, weight, bias, ctx.groups, scale, shift, ctx.silu
-    )
+    grads = backward(grad, x, mean, rstd, weight, bias, ctx.groups, scale, shift, ctx.silu)
     dx, dweight, dbias, dscale, dshift = grads
     return (
         dx,

@@ -33,7 +33,8 @@ def reverse_step(
     """Advance ``state`` by one step, in place.
 
     Args:
-        state: [N, C, H, W] float32, y_t; becomes y_{t-1}. Any strides.
+        state: [N, C, H, W] float32, y_t; becomes y_{t-1}. Any strides. (float64 too, with the other
+            float32 arguments in float64: for measuring.)
         output: [N, C, H, W], the network's, in float32, bfloat16 or float16.
         table: [S, 6] float32, a row (a, b, c1, c2, c3, sigma) per step.
         step: int64 on state's device, scalar or [N], in [0, S): the row to use. Not advanced here.
@@ -54,7 +55,7 @@ def reverse_step(
     _check(state, output, table, step, seeds, noise, history, known, mask, slot)
     arguments = (state, output, table, step, seeds, noise, history, known, mask, slot)
     backend = _backends.choose("reverse_step", state.device.type)
-    if backend == "reference":
+    if backend == "reference" or state.dtype == torch.float64:  # kernels know float32 only
         reference(*arguments)
     elif backend == "triton":
         torch.ops.palette.reverse_step_triton(*arguments)
