@@ -14,6 +14,10 @@ STABLE_TORCH_LIBRARY_IMPL(palette, CUDA, m) { (void)m; }
 
 #include "cpu/ops.h"
 
-STABLE_TORCH_LIBRARY_IMPL(palette, CPU, m) { m.impl("noise", TORCH_BOX(&palette::cpu::noise)); }
+STABLE_TORCH_LIBRARY_IMPL(palette, CPU, m) {
+  m.impl("group_norm_silu", TORCH_BOX(&palette::cpu::group_norm_silu));
+  m.impl("group_norm_silu_backward", TORCH_BOX(&palette::cpu::group_norm_silu_backward));
+  m.impl("noise", TORCH_BOX(&palette::cpu::noise));
+}
 
 #endif
