@@ -41,6 +41,7 @@ from palette._durable import flush, remove, sweep, writing
 
 FORMAT = 1
 ALL = ("model", "ema", "trainer")
+DIGEST = 12  # digits of a SHA-256 that name the weights in written pictures
 MAX_META_BYTES = 16 * 2**20
 _STEP = re.compile(r"step_(\d{8,})")
 
@@ -303,6 +304,11 @@ def load_torch(path: str | Path, *, max_bytes: int = 64 * 2**30) -> Any:
     return value
 
 
+def file_digest(path: str | Path) -> str:
+    """The first digits of a file's SHA-256."""
+    return str(_facts(Path(path))["sha256"])[:DIGEST]
+
+
 def _load_directory(path: Path, parts: Sequence[str]) -> Checkpoint:
     weights = {part: f"{part}.safetensors" for part in ("ema", "model") if part in parts}
     names = [*weights.values(), "config.yaml", *(["trainer.pt"] if "trainer" in parts else [])]
@@ -318,7 +324,7 @@ def _load_directory(path: Path, parts: Sequence[str]) -> Checkpoint:
         model=loaded.get("model", {}),
         ema=loaded.get("ema", {}),
         trainer=load_torch(path / "trainer.pt") if "trainer" in parts else {},
-        digest=str(meta["files"][names[0]]["sha256"])[:12],
+        digest=str(meta["files"][names[0]]["sha256"])[:DIGEST],
     )
 
 
@@ -335,9 +341,12 @@ def _load_exported(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path}: palette.meta in its metadata is not a JSON object"
         ) from None
-    digest = _facts(path)["sha256"][:12]
     return Checkpoint(
-        path=path, config=metadata["palette.config"], meta=meta, ema=tensors, digest=digest
+        path=path,
+        config=metadata["palette.config"],
+        meta=meta,
+        ema=tensors,
+        digest=file_digest(path),
     )
 
 

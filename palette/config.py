@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -76,8 +76,14 @@ class Model:
     )
     resblock_updown: bool = option(True, "resize inside residual blocks", fixed=True)
     conv_resample: bool = option(True, "convolve when resizing outside residual blocks", fixed=True)
-    embedding: Literal["log_snr", "gamma"] = option(
-        "log_snr", "what of the noise level is embedded", fixed=True
+    embedding: Literal["log_snr", "gamma", "sqrt_gamma", "timestep"] = option(
+        "log_snr",
+        "what of the noise level is embedded; the others are for Palette, SR3 and ADM weights",
+        fixed=True,
+    )
+    norm_groups: int = option(32, "groups of each normalisation, of sr3 only", low=1, fixed=True)
+    noise_level_embedding: bool = option(
+        True, "tell the network its noise level, of sr3 only", fixed=True
     )
     prediction: Literal["epsilon", "x0", "v"] = option(
         "epsilon", "what the network predicts", fixed=True
@@ -97,6 +103,7 @@ class Schedule:
     steps: int = option(2000, "noise levels of the training grid", low=2, high=10**6, fixed=True)
     start: float = option(1e-6, "first beta", above=0, below=1, fixed=True)
     end: float = option(0.01, "last beta", above=0, below=1, fixed=True)
+    cosine_offset: float = option(8e-3, "of the cosine schedule", above=0, below=1, fixed=True)
 
 
 @dataclasses.dataclass
@@ -161,6 +168,12 @@ class Sample:
     solver: Literal["dpmpp_2m", "ddim", "ddpm", "unipc"] = option("dpmpp_2m", "reverse process")
     steps: int = option(25, "network evaluations per image", unit="steps", low=1, high=10**6)
     eta: float = option(0.0, "noise of ddim: 0 none, 1 ancestral", low=0, high=1)
+    grid: Literal["log_snr", "published"] = option(
+        "log_snr",
+        "noise levels: even in log-SNR within those trained on, or a beta schedule of its own",
+    )
+    start: float = option(1e-4, "first beta of sample.grid=published", above=0, below=1)
+    end: float = option(0.09, "last beta of sample.grid=published", above=0, below=1)
     count: int = option(8, "pictures in each grid of samples", low=1, high=1024)
 
 
@@ -209,13 +222,38 @@ def from_yaml(text: str, *, origin: str = "config", overrides: Sequence[str] = (
     Raises:
         ConfigError: in one line, with the line number, the full key and what would be right.
     """
+    found = (
+        (key, value, where)
+        for key, value, where in entries(text, origin)
+        if not (value is None and key in Config.__dataclass_fields__)  # nothing below a section
+    )
+    return _built([*found, *(override(item) for item in overrides)], origin)
+
+
+def from_sections(
+    sections: Mapping[str, Mapping[str, Any]],
+    *,
+    origin: str = "config",
+    overrides: Sequence[str] = (),
+) -> Config:
+    """A config from options by section, as another program's config is translated into.
+
+    Raises:
+        ConfigError: in one line, with the full key and what would be right.
+    """
+    found = [
+        (f"{section}.{name}", value, origin)
+        for section, values in sections.items()
+        for name, value in values.items()
+    ]
+    return _built([*found, *(override(item) for item in overrides)], origin)
+
+
+def _built(found: Iterable[tuple[str, Any, str]], origin: str) -> Config:
+    """The config of (key, value, where it stands) entries; later ones replace earlier ones."""
     sections: dict[str, Any] = {}
-    for key, value, where in entries(text, origin):
-        if value is None and key in Config.__dataclass_fields__:
-            continue  # a section with nothing below it
+    for key, value, where in found:
         _assign(sections, key, value, where)
-    for item in overrides:
-        _assign(sections, *override(item))
     read: dict[str, Any] = {name: OmegaConf.to_object(node) for name, node in sections.items()}
     result = Config(**read)
     _check_together(result, origin)

@@ -20,75 +20,25 @@ from torch import Tensor, nn
 
 from palette import checkpoint as checkpoints
 from palette import config as configs
+from palette import upstream
+from palette.build import (
+    build_levels,
+    build_network,
+    build_schedule,
+    image_size,
+    resolve_device,
+    resolve_precision,
+)
 from palette.config import Config
 from palette.data import images, masks, region
-from palette.diffusion import schedule as schedules
 from palette.diffusion.sampler import Sampler
 from palette.models.layers import channels_last
-from palette.models.unet import UNet
 from palette.ops import noise
 
 Picture: TypeAlias = "PILImage.Image | str | os.PathLike[str] | npt.NDArray[np.uint8] | Tensor"
 Preview: TypeAlias = Callable[[int, Tensor], Any]
 
-_CHANNELS = 3
 _CONDITION_STREAM = 1
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def build_network(config: Config) -> nn.Module:
-    """The network that ``config.model`` describes, freshly initialised, on the CPU in float32."""
-    model = config.model
-    return UNet(
-        image_size=image_size(config),
-        in_channels=2 * _CHANNELS,
-        out_channels=_CHANNELS,
-        channels=model.channels,
-        channel_mults=model.channel_mults,
-        res_blocks=model.res_blocks,
-        attention_resolutions=model.attention_resolutions,
-        dropout=model.dropout,
-        heads=model.heads,
-        head_channels=model.head_channels,
-        heads_upsample=model.heads_upsample,
-        attention_order=model.attention_order,
-        scale_shift=model.scale_shift,
-        resblock_updown=model.resblock_updown,
-        conv_resample=model.conv_resample,
-        checkpoint=model.checkpoint,
-        embedding=model.embedding,
-        num_classes=model.num_classes,
-    )
-
-
-def build_schedule(config: Config) -> schedules.Schedule:
-    """The noise schedule that ``config.schedule`` describes."""
-    chosen = config.schedule
-    return schedules.Schedule.from_name(chosen.name, chosen.steps, chosen.start, chosen.end)
-
-
-def image_size(config: Config) -> tuple[int, int]:
-    """Height and width that the network is trained at."""
-    size = config.data.image_size
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def resolve_device(name: str = "auto") -> torch.device:
-    """The device called ``name``; ``auto`` is the first CUDA device where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
-
-
-def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype the network runs in: ``auto`` is a half type where the hardware is fast at it."""
-    if precision != "auto":
-        return _DTYPES[precision]
-    if device.type == "cuda":
-        modern = torch.cuda.get_device_capability(device) >= (8, 0)
-        return torch.bfloat16 if modern else torch.float16
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast else torch.float32
 
 
 @dataclass(frozen=True)
@@ -125,7 +75,9 @@ class Pipeline:
         digest: str = "",
     ) -> None:
         self.device = resolve_device(device) if isinstance(device, str) else device
-        self.dtype = resolve_precision(precision, self.device)
+        # "auto" is what it was trained in, which for published weights is float32.
+        chosen = config.train.precision if precision == "auto" else precision
+        self.dtype = resolve_precision(chosen, self.device)
         self.network = network.eval().to(device=self.device, dtype=self.dtype)
         channels_last(self.network)
         self.config, self.name, self.digest = config, name, digest
@@ -247,7 +199,7 @@ class Pipeline:
         if key not in self._samplers:
             self._samplers[key] = Sampler(
                 self.network,
-                schedules.spaced(self.schedule, request.steps),
+                build_levels(self.config, request.steps),
                 solver=request.solver,
                 prediction=self.config.model.prediction,
                 eta=request.eta,
@@ -266,9 +218,14 @@ class Pipeline:
         on_step: Preview | None = None,
     ) -> Request:
         sample = self.config.sample
+        steps = sample.steps if steps is None else steps
+        # Few steps of a network published with a thousand ancestral ones want another solver.
+        usual = (
+            "dpmpp_2m" if sample.grid == "published" and steps != sample.steps else sample.solver
+        )
         return Request(
-            steps=sample.steps if steps is None else steps,
-            solver=solver or sample.solver,
+            steps=steps,
+            solver=solver or usual,
             seed=seed,
             eta=sample.eta if eta is None else eta,
             native=native,
@@ -288,8 +245,9 @@ def load(
     """Open a model: a run directory (its newest sound checkpoint), a checkpoint or one file.
 
     Args:
-        path: what training or ``palette convert`` wrote.
-        config: a config to use in place of the one saved beside the weights.
+        path: what training or ``palette convert`` wrote, or a published ``.pth`` checkpoint.
+        config: a config, ours or a published JSON one, in place of the one saved with the weights;
+            a published checkpoint needs it.
         weights: ``ema`` (averaged, what samples should come from) or ``raw``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` ….
         precision: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
@@ -298,12 +256,36 @@ def load(
         CheckpointError: nothing sound is found at ``path``.
         ConfigError: the config is wrong.
     """
+    if upstream.is_published(path):
+        return _load_published(path, config, device, precision)
     found = checkpoints.open_model(Path(path), weights=weights)
-    options = configs.load(Path(config)) if config is not None else configs.from_yaml(found.config)
+    options = configs.from_yaml(found.config) if config is None else upstream.read_config(config)
     network = build_network(options)
-    network.load_state_dict(found.state)
+    try:
+        network.load_state_dict(found.state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise checkpoints.CheckpointError(f"{path}: does not fit its config: {reason}") from None
     return Pipeline(
         network, options, device=device, precision=precision, name=str(path), digest=found.digest
+    )
+
+
+def _load_published(
+    path: str | os.PathLike[str],
+    config: str | os.PathLike[str] | None,
+    device: str | torch.device,
+    precision: str,
+) -> Pipeline:
+    if config is None:
+        raise ValueError(f"{path}: config: a published checkpoint needs the JSON config beside it")
+    options = upstream.read_config(config, "test")
+    found = upstream.open_published(path, options)
+    network = build_network(options)
+    network.load_state_dict(found.weights)
+    digest = checkpoints.file_digest(Path(path))
+    return Pipeline(
+        network, options, device=device, precision=precision, name=str(path), digest=digest
     )
 
 

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from palette import config as configs
+from palette.build import build_network, resolve_precision
 from palette.data import images
-from palette.pipeline import Pipeline, build_network, resolve_precision
+from palette.pipeline import Pipeline
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from palette.pipeline import resolve_device
+from palette.build import resolve_device
 
 
 @dataclass(frozen=True)

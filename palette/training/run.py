@@ -10,11 +10,12 @@ import torch
 
 from palette import config as configs
 from palette import ops
+from palette.build import build_network, image_size, resolve_device, resolve_precision
 from palette.config import Config
 from palette.data.dataset import TaskDataset, collate
 from palette.data.sources import open_split
 from palette.data.tasks import make_task
-from palette.pipeline import build_network, image_size, load, resolve_device, resolve_precision
+from palette.pipeline import load
 from palette.training.distributed import World, world
 from palette.training.summary import write_summary
 from palette.training.trainer import Trainer

@@ -22,12 +22,12 @@ from torch.nn.parallel import DistributedDataParallel
 import palette
 from palette import checkpoint as checkpoints
 from palette import config as configs
+from palette.build import build_schedule, resolve_precision
 from palette.checkpoint import Checkpoint, CheckpointError
 from palette.config import Config, ConfigError
 from palette.data.dataset import Batch, Batches, TaskDataset
 from palette.data.loader import Loader
 from palette.diffusion import objective
-from palette.pipeline import build_schedule, resolve_precision
 from palette.training.distributed import World
 from palette.training.ema import EMA
 from palette.training.interrupts import Interrupts

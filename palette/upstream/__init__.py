@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from palette.upstream.config import Settings, network_arguments, settings, to_config
+from palette.upstream.files import is_published, open_published, read_config
 from palette.upstream.formats import (
     Converted,
     TrainingState,
@@ -25,8 +26,11 @@ __all__ = [
     "convert_state_dict",
     "convert_training_state",
     "infer_unet",
+    "is_published",
     "network_arguments",
+    "open_published",
     "parse_json_config",
+    "read_config",
     "read_json_config",
     "recognise",
     "schedule_options",

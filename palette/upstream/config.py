@@ -153,7 +153,11 @@ def to_config(
             "log_every": max(log_every // per_process, 1),
             **_optimizer(reader),
         },
-        "sample": {"solver": "ddpm", "steps": test["steps"]},
+        "sample": {
+            "solver": "ddpm",
+            "grid": "published",
+            **{name: test[name] for name in ("steps", "start", "end") if name in test},
+        },
     }
 
 

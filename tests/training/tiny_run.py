@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from palette import config as configs
+from palette.build import build_network
 from palette.data.dataset import TaskDataset
 from palette.data.sources import Photos
 from palette.data.tasks import make_task
-from palette.pipeline import build_network
 from palette.training.distributed import World, world
 from palette.training.trainer import Trainer
 

@@ -1,0 +1,61 @@
+"""Published files on disk: a checkpoint and the config it was trained with."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+
+import torch
+
+from palette import config as configs
+from palette.build import build_network
+from palette.checkpoint import CheckpointError, load_torch
+from palette.config import Config, ConfigError
+from palette.upstream.config import to_config
+from palette.upstream.formats import Converted, convert_state_dict
+from palette.upstream.jsonc import read_json_config
+
+
+def read_config(path: str | PathLike[str], phase: str = "train") -> Config:
+    """A config of ours, or a published one (``.json``, with ``//`` comments) in our options.
+
+    Args:
+        path: the file.
+        phase: "train" or "test": whose data set of a published config is meant.
+
+    Raises:
+        ConfigError: in one line, with the file and the key.
+    """
+    if Path(path).suffix != ".json":
+        return configs.load(Path(path))
+    try:
+        return configs.from_sections(to_config(read_json_config(Path(path)), phase=phase))
+    except ConfigError as error:
+        text = str(error)
+        raise ConfigError(text if str(path) in text else f"{path}: {text}") from None
+
+
+def is_published(path: str | PathLike[str]) -> bool:
+    """Whether a file is a PyTorch checkpoint, as other programs write them."""
+    return Path(path).suffix in {".pth", ".pt", ".ckpt"}
+
+
+def open_published(path: str | PathLike[str], config: Config) -> Converted:
+    """The weights of a published checkpoint, complete for the network of ``config``.
+
+    Takes ``<E>_Network.pth``, ``<E>_Network_ema.pth``, and checkpoints of the SR3 repository and of
+    guided-diffusion.
+
+    Raises:
+        CheckpointError: the file is damaged or malicious, or its weights do not fit: one line with
+            the name of every tensor at fault.
+    """
+    with torch.device("meta"):
+        expected = build_network(config).state_dict()
+    state = load_torch(Path(path))
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}, not named weights")
+    try:
+        return convert_state_dict(state, expected)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
