@@ -27,4 +27,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_silu_backward(
     const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, int64_t groups,
     const std::optional<Tensor>& scale, const std::optional<Tensor>& shift, bool silu);
 
+void reverse_step(const Tensor& state, const Tensor& output, const Tensor& table,
+                  const Tensor& step, const std::optional<Tensor>& seeds,
+                  const std::optional<Tensor>& noise, const std::optional<Tensor>& history,
+                  const std::optional<Tensor>& known, const std::optional<Tensor>& mask,
+                  const std::optional<Tensor>& slot);
+
 }  // namespace palette::cuda

@@ -41,6 +41,31 @@ __device__ __forceinline__ void store(T* target, const float (&values)[V]) {
   *reinterpret_cast<Pack<T, V>*>(target) = pack;
 }
 
+// Element i of an array whose type is known at run time.
+__device__ __forceinline__ float read_as(Type type, const void* data, int64_t i) {
+  switch (type) {
+    case kFloat16:
+      return to_float(static_cast<const __half*>(data)[i]);
+    case kBFloat16:
+      return to_float(static_cast<const __nv_bfloat16*>(data)[i]);
+    default:
+      return static_cast<const float*>(data)[i];
+  }
+}
+
+__device__ __forceinline__ void write_as(Type type, void* data, int64_t i, float value) {
+  switch (type) {
+    case kFloat16:
+      assign(static_cast<__half*>(data)[i], value);
+      break;
+    case kBFloat16:
+      assign(static_cast<__nv_bfloat16*>(data)[i], value);
+      break;
+    default:
+      static_cast<float*>(data)[i] = value;
+  }
+}
+
 // A small array [columns] (row_stride 0) or [rows, columns], or nothing.
 struct Parameter {
   void* data;
@@ -48,34 +73,11 @@ struct Parameter {
   Type type;
 
   __device__ float read(int64_t row, int64_t column, float absent) const {
-    const int64_t i = row * row_stride + column;
-    switch (type) {
-      case kFloat32:
-        return static_cast<const float*>(data)[i];
-      case kFloat16:
-        return to_float(static_cast<const __half*>(data)[i]);
-      case kBFloat16:
-        return to_float(static_cast<const __nv_bfloat16*>(data)[i]);
-      default:
-        return absent;
-    }
+    return type == kAbsent ? absent : read_as(type, data, row * row_stride + column);
   }
 
   __device__ void write(int64_t row, int64_t column, float value) const {
-    const int64_t i = row * row_stride + column;
-    switch (type) {
-      case kFloat32:
-        static_cast<float*>(data)[i] = value;
-        break;
-      case kFloat16:
-        assign(static_cast<__half*>(data)[i], value);
-        break;
-      case kBFloat16:
-        assign(static_cast<__nv_bfloat16*>(data)[i], value);
-        break;
-      default:
-        break;
-    }
+    if (type != kAbsent) write_as(type, data, row * row_stride + column, value);
   }
 };
 

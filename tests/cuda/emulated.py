@@ -12,6 +12,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,8 +65,18 @@ def bindings(kernels: Path) -> Path:
     return _link(objects, kernels.with_name("emulated.so"))
 
 
+def _load() -> dict[str, Any]:
+    torch.ops.load_library(os.environ["PALETTE_EMULATED"])
+    return {}
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests() -> None:
     """Load the library named by PALETTE_EMULATED in the place of the CPU library."""
     assert "palette.ops" not in sys.modules
-    _extension.load = lambda: torch.ops.load_library(os.environ["PALETTE_EMULATED"])
+    _extension.load = _load
+    from palette.ops import _backends
+
+    for op in _backends.names():  # also where there is no CPU library to take the place of
+        _backends.declare(op, ("reference", "cpp"))
+    _backends.survey()

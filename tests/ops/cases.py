@@ -53,6 +53,13 @@ def within(
     )
 
 
+def stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 numbers as a kernel stores them in ``dtype``."""
+    if INTERPRETED and dtype == torch.bfloat16:  # truncated, see within
+        return (value.view(torch.int32) & -0x10000).view(torch.float32).to(dtype)
+    return value.to(dtype)
+
+
 def strides(x: Tensor) -> tuple[int, ...]:
     """The strides that matter: those of dimensions longer than 1."""
     return tuple(step for size, step in zip(x.shape, x.stride(), strict=True) if size > 1)
