@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from palette.kernels.noise import normals
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
-
-from palette.kernels.noise import normals
 
 BLOCK = 128  # counters of one program, four elements each
 

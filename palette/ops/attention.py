@@ -7,6 +7,7 @@ scaled by (C / heads)^(-1/2).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from palette.ops import _backends, _checks, _layout
 from palette.ops._registration import register
 
-BACKENDS = ("reference", "sdpa")
+BACKENDS = ("reference", "triton", "sdpa")
 
 
 def attention(qkv: Tensor, heads: int, order: str) -> Tensor:
@@ -37,7 +38,8 @@ def attention(qkv: Tensor, heads: int, order: str) -> Tensor:
     """
     _check(qkv, heads, order)
     backend = _backends.choose("attention", qkv.device.type)
-    if backend == "reference":
+    # kernels for GPUs know no float64
+    if backend == "reference" or (backend in ("cuda", "triton") and qkv.dtype == torch.float64):
         return reference(qkv, heads, order)
     if backend == "sdpa":
         return sdpa(qkv, heads, order)
@@ -136,7 +138,7 @@ def _fake_backward(
     return _layout.empty_like(qkv)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     qkv, ctx.heads, ctx.order = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -144,13 +146,17 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+    return differentiate(torch.ops.palette.attention_backward, ctx, grad)
+
+
+def differentiate(backward: Callable[..., Any], ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+    """The gradients of the arguments, by the op ``backward`` on what ``save`` kept."""
     if grad is None:
         return None, None, None
-    dqkv = torch.ops.palette.attention_backward(grad, *ctx.saved_tensors, ctx.heads, ctx.order)
-    return dqkv, None, None
+    return backward(grad, *ctx.saved_tensors, ctx.heads, ctx.order), None, None
 
 
-def _refuse(ctx: Any, *_: Any) -> Any:
+def refuse(ctx: Any, *_: Any) -> Any:
     raise RuntimeError(
         'attention: the compiled op has no second derivative; palette.ops.use("reference") has one'
     )
@@ -161,13 +167,13 @@ register(
     _forward,
     _fake,
     gradient=_differentiate,
-    save=_save,
+    save=save,
 )
 register(
     "attention_backward(Tensor grad, Tensor qkv, Tensor out, Tensor lse, int heads, str order)"
     " -> Tensor",
     _backward,
     _fake_backward,
-    gradient=_refuse,
+    gradient=refuse,
 )
 _backends.declare("attention", BACKENDS)

@@ -49,7 +49,7 @@ def group_norm_silu(
     _check(x, weight, bias, groups, eps, scale, shift)
     backend = _backends.choose("group_norm_silu", x.device.type)
     # kernels for GPUs know no float64
-    if backend == "reference" or (x.dtype == torch.float64 and backend != "cpp"):
+    if backend == "reference" or (backend in ("cuda", "triton") and x.dtype == torch.float64):
         return reference(x, weight, bias, groups, eps, scale, shift, silu)
     if backend == "triton":
         op = torch.ops.palette.group_norm_silu_triton

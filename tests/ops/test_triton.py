@@ -27,12 +27,19 @@ from triton.compiler import ASTSource
 from palette.ops import _backends
 
 HERE = Path(__file__).resolve().parent
-MODULES = ["group_norm_silu", "group_norm_silu_backward", "noise"]
+HOMES = {  # of each op, a module of palette.kernels
+    "attention": "attention",
+    "attention_backward": "attention",
+    "group_norm_silu": "group_norm_silu",
+    "group_norm_silu_backward": "group_norm_silu_backward",
+    "noise": "noise",
+    "reverse_step": "reverse_step",
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _registered() -> None:
-    for name in MODULES:
+    for name in HOMES.values():
         importlib.import_module(f"palette.kernels.{name}")
 
 
@@ -55,17 +62,29 @@ def calls(dtype: torch.dtype = torch.bfloat16, channels_last: bool = True) -> di
     weight, film = torch.empty(64), torch.empty(2, 128, dtype=dtype)
     statistics = torch.empty(2, 32)
     scale, shift = film[:, :64], film[:, 64:]
+    seeds, step = torch.empty(2, dtype=torch.int64), torch.empty((), dtype=torch.int64)
+    state, output, slot = torch.empty(2, 3, 8, 8), x[:, :3, :8, :8], x[:, 8:11, :8, :8]
+    qkv = torch.empty(2, 192, 16, 16, dtype=dtype)  # two heads of 32
+    if channels_last:
+        qkv = qkv.contiguous(memory_format=torch.channels_last)
     return {
+        "attention": (qkv, 2, "legacy"),
+        "attention_backward": (
+            qkv[:, :64], qkv, qkv[:, :64], torch.empty(2, 2, 256), 2, "legacy",
+        ),
         "group_norm_silu": (x, weight, weight, 32, 1e-5, scale, shift, True),
         "group_norm_silu_backward": (
             x, x, statistics, statistics, weight, weight, 32, scale, shift, True,
         ),
-        "noise": (torch.zeros(2, dtype=torch.int64), torch.tensor(1), [3, 5, 7], 0, 0),
+        "noise": (seeds, step, [3, 5, 7], 0, 0),
+        "reverse_step": (
+            state, output, torch.empty(9, 6), step, seeds, None, state, state, state[:, :1], slot,
+        ),
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-@pytest.mark.parametrize("op", calls())
+@pytest.mark.parametrize("op", [op for op in calls() if op != "reverse_step"])
 def test_shapes_equal_those_of_the_op(op, channels_last) -> None:
     with FakeTensorMode():
         arguments = calls(channels_last=channels_last)[op]
@@ -153,20 +172,36 @@ def compiled(kernel: Any, args: tuple, kwargs: dict[str, Any], capability: int) 
 
 @pytest.mark.parametrize(
     ("capability", "dtype"),
-    [(80, torch.float16), (90, torch.bfloat16), (90, torch.float32), (100, torch.bfloat16)],
+    [(80, torch.float16), (90, torch.bfloat16), (100, torch.float32)],
 )
 def test_compiles_to_machine_code(monkeypatch, tmp_path, capability, dtype) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     launches: list[tuple[Any, tuple, dict[str, Any]]] = []
     with torch.device("meta"):
         arguments = calls(dtype)
-    for name in MODULES:
-        module = sys.modules[f"palette.kernels.{name}"]
+    for op, home in HOMES.items():
+        module = sys.modules[f"palette.kernels.{home}"]
         monkeypatch.setattr(module, "wrap_triton", lambda kernel: Recorder(kernel, launches))
-        getattr(module, f"{name}_triton")._abstract_fn(*arguments[name])
-    assert len({kernel for kernel, *_ in launches}) == 8
+        getattr(module, f"{op}_triton")._abstract_fn(*arguments[op])
+    assert len({kernel for kernel, *_ in launches}) == 12
     for kernel, args, kwargs in launches:
         assert compiled(kernel, args, dict(kwargs), capability).asm["cubin"]
+
+
+def test_reverse_step_rounds_every_product(monkeypatch, tmp_path) -> None:
+    """No multiply-add in machine code: the reference rounds products and sums one by one."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    launches: list[tuple[Any, tuple, dict[str, Any]]] = []
+    module = sys.modules["palette.kernels.reverse_step"]
+    monkeypatch.setattr(module, "wrap_triton", lambda kernel: Recorder(kernel, launches))
+    with torch.device("meta"):
+        state, output, table, step, _, _, history, known, mask, slot = calls()["reverse_step"]
+    for noise in (None, state):  # Philox and Box-Muller may fuse what they like
+        module.reverse_step_triton._abstract_fn(
+            state, output, table, step, None, noise, history, known, mask, slot
+        )
+    for kernel, args, kwargs in launches:
+        assert "fma" not in compiled(kernel, args, dict(kwargs), 90).asm["ptx"]
 
 
 def test_triton_needs_a_gpu_or_the_interpreter() -> None:
