@@ -8,7 +8,14 @@
 
 #ifdef PALETTE_CUDA
 
-STABLE_TORCH_LIBRARY_IMPL(palette, CUDA, m) { (void)m; }
+#include "cuda/ops.h"
+
+STABLE_TORCH_LIBRARY_IMPL(palette, CUDA, m) {
+  m.impl("group_norm_silu", TORCH_BOX(&palette::cuda::group_norm_silu));
+  m.impl("group_norm_silu_backward", TORCH_BOX(&palette::cuda::group_norm_silu_backward));
+  m.impl("noise", TORCH_BOX(&palette::cuda::noise));
+  m.impl("reverse_step", TORCH_BOX(&palette::cuda::reverse_step));
+}
 
 #else
 
