@@ -86,7 +86,7 @@ def save_loss_curve(metrics: Path, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _smoothed(points: list[tuple[int, float]], keep: float = 0.95) -> list[tuple[int, float]]:
+def _smoothed(points: list[tuple[int, float]], keep: float = 0.8) -> list[tuple[int, float]]:
     mean, weight, result = 0.0, 0.0, []
     for step, value in points:
         mean, weight = keep * mean + (1 - keep) * value, keep * weight + 1 - keep
