@@ -1,11 +1,14 @@
-"""From a config to the objects it describes: network, schedule, device, precision."""
+"""From a config to the objects it describes: network, schedule, data, device, precision."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from palette.config import Config
+from palette.config import Config, ConfigError
+from palette.data.dataset import TaskDataset
+from palette.data.split import open_split
+from palette.data.tasks import make_task, takes
 from palette.diffusion.schedule import Array, Schedule, published, spaced
 from palette.models.sr3 import SR3UNet
 from palette.models.unet import UNet
@@ -59,6 +62,55 @@ def build_schedule(config: Config) -> Schedule:
     return Schedule.from_name(
         chosen.name, chosen.steps, chosen.start, chosen.end, chosen.cosine_offset
     )
+
+
+def build_datasets(config: Config, *, split: bool = True) -> tuple[TaskDataset, TaskDataset | None]:
+    """The training samples, and the fixed samples held out of training where there are any.
+
+    ``split`` False holds none out.
+
+    Raises:
+        ConfigError, ValueError: there are no pictures, or not those that the task needs.
+    """
+    data, size = config.data, image_size(config)
+    task = make_task(config.task.name, mask=config.task.mask)
+    if data.source == "pairs" and not takes(task, "condition"):
+        raise ConfigError(
+            f"data.source=pairs: task.name={config.task.name} takes no condition; "
+            "use colorize or paired"
+        )
+    training, held_out = open_split(
+        data.source,
+        data.path,
+        image_size=size,
+        detail=8 if data.fit == "zoom" else 2,  # so that crops stay sharp
+        samples=data.samples_per_epoch,
+        validation=data.validation if split else 0,
+        pictures=data.validation_pictures,
+        limit=data.limit,
+        conditions=data.conditions,
+        names=data.names,
+    )
+    seed, fit = config.run.seed, data.fit
+    dataset = TaskDataset(training, task, size, seed, fit=fit, flip=data.flip, shuffle=data.shuffle)
+    if held_out is None:
+        return dataset, None
+    return dataset, TaskDataset(held_out, task, size, seed, fit=fit, shuffle=False)
+
+
+def epoch_length(pictures: int, config: Config) -> int:
+    """Samples of an epoch: all, or with ``data.drop_last`` those that fill whole batches.
+
+    Raises:
+        ConfigError: there is not one whole batch.
+    """
+    size = config.data.batch_size
+    length = pictures - pictures % size if config.data.drop_last else pictures
+    if length < 1:
+        raise ConfigError(
+            f"data.drop_last leaves no batch of data.batch_size={size} from {pictures} pictures"
+        )
+    return length
 
 
 def image_size(config: Config) -> tuple[int, int]:

@@ -19,7 +19,6 @@ falling back to unrestricted pickle when that fails is how programs of the field
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -35,14 +34,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from palette import _archive
+from palette import _archive, _sealed
 from palette._archive import CheckpointError as CheckpointError
 from palette._durable import flush, remove, sweep, writing
 
-FORMAT = 1
 ALL = ("model", "ema", "trainer")
 DIGEST = 12  # digits of a SHA-256 that name the weights in written pictures
-MAX_META_BYTES = 16 * 2**20
 _STEP = re.compile(r"step_(\d{8,})")
 
 
@@ -103,9 +100,10 @@ def save(
         with (temporary / "trainer.pt").open("wb") as file:
             torch.save(dict(trainer), file)
         (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
-        files = {path.name: _facts(path) for path in sorted(temporary.iterdir())}
-        facts = {**(meta or {}), "format": FORMAT, "step": step, "torch": str(torch.__version__)}
-        (temporary / "meta.json").write_bytes(_seal({**facts, "files": files}))
+        files = {path.name: _sealed.facts_of(path) for path in sorted(temporary.iterdir())}
+        facts = {**(meta or {}), "format": _sealed.FORMAT, "step": step}
+        facts |= {"torch": str(torch.__version__), "files": files}
+        (temporary / "meta.json").write_bytes(_sealed.seal(facts))
         for path in temporary.iterdir():
             flush(path)
         flush(temporary)
@@ -196,14 +194,14 @@ def verify(path: str | Path, names: Sequence[str] | None = None) -> dict[str, An
         CheckpointError: naming the file at fault.
     """
     path = Path(path)
-    meta = _read_meta(path / "meta.json")
+    meta = _sealed.read(path / "meta.json")
     for name, facts in meta["files"].items():
         if names is not None and name not in names:
             continue
         try:
             size = (path / name).stat().st_size
             # The size first: it is free, and it is how a cut-off file shows.
-            found = _facts(path / name) if size == facts["size"] else {"size": size}
+            found = _sealed.facts_of(path / name) if size == facts["size"] else {"size": size}
         except OSError as error:
             raise CheckpointError(f"{path / name}: {error.strerror}") from None
         if found != facts:
@@ -306,7 +304,7 @@ def load_torch(path: str | Path, *, max_bytes: int = 64 * 2**30) -> Any:
 
 def file_digest(path: str | Path) -> str:
     """The first digits of a file's SHA-256."""
-    return str(_facts(Path(path))["sha256"])[:DIGEST]
+    return str(_sealed.facts_of(Path(path))["sha256"])[:DIGEST]
 
 
 def _load_directory(path: Path, parts: Sequence[str]) -> Checkpoint:
@@ -348,48 +346,6 @@ def _load_exported(path: Path) -> Checkpoint:
         ema=tensors,
         digest=file_digest(path),
     )
-
-
-def _read_meta(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_META_BYTES)
-    except OSError as error:
-        what = "not a checkpoint: it is missing" if error.errno == errno.ENOENT else error.strerror
-        raise CheckpointError(f"{path}: {what}") from None
-    try:
-        meta = json.loads(raw)
-        intact = _seal({key: value for key, value in meta.items() if key != "sha256"}) == raw
-    except (ValueError, RecursionError, AttributeError, TypeError):
-        intact = False
-    if not intact:
-        raise CheckpointError(f"{path}: damaged: it does not match its own SHA-256")
-    if meta.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: format {meta.get('format')}; this version reads {FORMAT}")
-    files = meta.get("files")
-    sound = isinstance(files, dict) and all(
-        # A name with a folder in it would make verify() read outside the checkpoint.
-        isinstance(facts, dict) and facts.keys() == {"size", "sha256"} and Path(name).name == name
-        for name, facts in files.items()
-    )
-    if not sound or not isinstance(meta.get("step"), int):
-        raise CheckpointError(f"{path}: not the meta.json of a checkpoint")
-    return dict(meta)
-
-
-def _seal(meta: Mapping[str, Any]) -> bytes:
-    """Canonical JSON that ends in its own SHA-256, so that any changed bit shows."""
-    body = json.dumps(meta, sort_keys=True)
-    sealed = {**json.loads(body), "sha256": hashlib.sha256(body.encode()).hexdigest()}
-    return (json.dumps(sealed, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-        return {"size": file.tell(), "sha256": digest.hexdigest()}
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

@@ -92,6 +92,10 @@ class Model:
         None, "classes to condition on; null: no labels", low=1, fixed=True
     )
     dropout: float = option(0.0, "share of activations dropped in training", low=0, below=1)
+    init: Literal[
+        "default", "kaiming", "normal", "xavier", "xavier_uniform", "orthogonal", "none"
+    ] = option("default", "first weights; default: zero output layers; others: as published")
+    init_gain: float = option(0.02, "of model.init normal, xavier and orthogonal", above=0)
     checkpoint: bool = option(False, "recompute activations in backward to save memory")
 
 
@@ -121,22 +125,32 @@ class Task:
 class Data:
     source: str = option(
         "photos",
-        "photos: the pictures inside scikit-image; folder, list: yours at data.path",
+        "photos: the pictures inside scikit-image; folder, list, pairs: yours at data.path",
         known=_sources,
     )
     path: str = option("", "folder of images, or text file of paths")
+    conditions: str = option("", "of pairs: folder of conditions named as the images at data.path")
+    names: str = option("", "of pairs: text file of names; empty: all")
+    limit: int | None = option(None, "use the first so many pictures only; null: all", low=1)
     image_size: int | list[int] = option(
         64, "side, or [height, width]", unit="pixels", low=1, high=65536, pair=True, fixed=True
     )
     batch_size: int = option(16, "samples per step, over all processes", low=1)
     workers: int = option(0, "loader processes; 0 loads in the training process", low=0, high=512)
     validation: int = option(64, "samples held out, never trained on", low=0)
+    validation_pictures: int | None = option(
+        None, "pictures these come from; null: a tenth of all, not more than samples", low=1
+    )
     samples_per_epoch: int = option(4096, "crops per epoch of data.source=photos", low=1)
     fit: Literal["largest", "zoom", "center", "squash"] = option(
         "largest",
         "of a picture: the largest crop, a random one down to an eighth, the middle, or all of it",
     )
     flip: bool = option(True, "mirror half of the training samples")
+    shuffle: bool = option(True, "another order in each epoch")
+    drop_last: bool = option(
+        False, "end each epoch with its last full batch; false: batches reach into the next"
+    )
 
 
 @dataclasses.dataclass
@@ -154,7 +168,17 @@ class Train:
     ema_decay: float = option(
         0.9999, "of the averaged weights, after warm-up (1+n)/(10+n)", low=0, below=1
     )
+    ema_warmup: bool = option(True, "that warm-up; false: train.ema_decay from the first update")
+    ema_start: int = option(0, "before the first update of the average", unit="steps", low=0)
+    ema_every: int = option(1, "between updates of the average", unit="steps", low=1)
     loss: Literal["l2", "l1", "huber"] = option("l2", "distance to the prediction target")
+    normalise_loss: bool = option(
+        True, "divide by the area of the hole; false: mean over all pixels, as published"
+    )
+    norms_only: bool = option(False, "train the normalisation layers alone", fixed=True)
+    resume_from: str = option(
+        "", "published checkpoint that a new run continues, without _Network.pth or .state"
+    )
     save_every: int = option(1000, "between checkpoints", unit="steps", low=1)
     log_every: int = option(10, "between lines of metrics.jsonl", unit="steps", low=1)
     sample_every: int = option(
@@ -348,8 +372,12 @@ def _check_together(config: Config, origin: str) -> None:
             f"{origin}: schedule.start must not exceed schedule.end; "
             f"got {config.schedule.start} and {config.schedule.end}"
         )
-    if config.data.source in ("folder", "list") and not config.data.path:
+    if config.data.source in ("folder", "list", "pairs") and not config.data.path:
         raise ConfigError(f"{origin}: data.path is needed with data.source={config.data.source}")
+    if config.data.source != "pairs":
+        for name in ("conditions", "names"):
+            if getattr(config.data, name):
+                raise ConfigError(f"{origin}: data.{name} goes with data.source=pairs alone")
     if config.data.batch_size % config.train.accumulate:
         raise ConfigError(
             f"{origin}: train.accumulate must divide data.batch_size={config.data.batch_size}; "

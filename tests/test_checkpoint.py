@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 import torch
 
-from palette import _durable
+from palette import _durable, _sealed
 from palette import checkpoint as checkpoints
 from palette.checkpoint import CheckpointError
 
@@ -173,7 +173,7 @@ def test_crafted_meta_stays_inside_the_checkpoint(tmp_path: Path) -> None:
         {"format": 99, "step": 1, "files": {}},
         {"format": 1, "step": 1, "files": {}},
     ):
-        (path / "meta.json").write_bytes(checkpoints._seal(meta))
+        (path / "meta.json").write_bytes(_sealed.seal(meta))
         assert "meta.json" in reason(path)
     (path / "meta.json").write_text("[" * 100_000)
     assert "meta.json: damaged" in reason(path)

@@ -115,7 +115,7 @@ MISTAKES = {
     "corrupt images": (
         lambda p: _folder(p, {f"{i}.jpg": b"\xff\xd8\xffnothing" for i in range(12)}),
         1,
-        "cannot be read",
+        "images tried can be read",
     ),
     "no such model": (
         lambda p: ["sample", str(p / "no"), "--input", "a.png", "--output", str(p)],

@@ -18,7 +18,7 @@ from torch import Tensor
 from palette.data import images, tasks
 from palette.data.images import UnreadableImage
 from palette.data.order import Draws, permute, sample_seeds
-from palette.data.sources import Source
+from palette.data.sources import Pair, Source
 from palette.data.tasks import Entry, Task
 
 Key = tuple[int, int]  # epoch, position
@@ -66,6 +66,7 @@ class TaskDataset(torch.utils.data.Dataset[Entry]):
         self.image_size = (image_size,) * 2 if isinstance(image_size, int) else image_size
         self._task = task
         self._takes_noise = tasks.takes(task, "noise")
+        self._takes_condition = tasks.takes(task, "condition")
         self._run_seed = run_seed
         self._channels = channels
         self._fit: Fit = fit
@@ -88,12 +89,14 @@ class TaskDataset(torch.utils.data.Dataset[Entry]):
             self._load(key, index, seed, fit)
             for key, (index, seed), fit in zip(keys, numbers, fits, strict=True)
         ]
-        pixels = images.to_batch([image for image, _, _ in loaded], self._channels)
+        pixels = images.to_batch([given[0] for given, _, _ in loaded], self._channels)
         noise = tasks.condition_noise(seeds, tuple(pixels.shape[1:])) if self._takes_noise else None
         draws = Draws.many(seeds, layer=_TASK_LAYER, ahead=_TASK_WORDS)
         entries = []
         for place, (seed, (_, name, skipped)) in enumerate(zip(seeds, loaded, strict=True)):
             extra = {} if noise is None else {"noise": noise[place]}
+            if len(loaded[place][0]) > 1:
+                extra["condition"] = images.to_tensor(loaded[place][0][1], self._channels)
             entry = self._task(pixels[place], seed, draws[place], **extra)
             entries.append({**entry, "name": name, "seed": seed, "skipped": skipped})
         return entries
@@ -113,15 +116,16 @@ class TaskDataset(torch.utils.data.Dataset[Entry]):
 
     def _load(
         self, key: Key, index: int, seed: int, fit: Draws
-    ) -> tuple[Image.Image, str, Skipped]:
-        """The picture at ``index``, or the first one that can be read of a side order."""
+    ) -> tuple[list[Image.Image], str, Skipped]:
+        """The picture (of a pair both) at ``index``, or the first to be read of a side order."""
         bad: dict[int, tuple[str, str]] = {}
         for candidate in self._candidates(key, index):
             if candidate in bad:
                 continue
             try:
-                image = self.source.load(candidate, Draws(seed, layer=_SOURCE_LAYER))
-                return self._fitted(image, fit), self.source.name(candidate), list(bad.values())
+                given = self.source.load(candidate, Draws(seed, layer=_SOURCE_LAYER))
+                fitted = self._fitted_all(given, fit)
+                return fitted, self.source.name(candidate), list(bad.values())
             except UnreadableImage as error:
                 bad[candidate] = (self.source.name(candidate), str(error))
         first = next(iter(bad.values()))[1]
@@ -133,9 +137,18 @@ class TaskDataset(torch.utils.data.Dataset[Entry]):
         places = (position + np.arange(min(_ATTEMPTS, len(self)))) % len(self)
         yield from permute(self._run_seed, epoch, places, len(self), spare=True).tolist()
 
-    def _fitted(self, image: Image.Image, draws: Draws) -> Image.Image:
-        """The picture at the wanted size, perhaps mirrored."""
-        x, y, zoom, mirror = draws.uniform(4).tolist()
+    def _fitted_all(self, given: Image.Image | Pair, draws: Draws) -> list[Image.Image]:
+        """The picture, or both of a pair, at the wanted size, perhaps mirrored."""
+        numbers = draws.uniform(4).tolist()
+        if not isinstance(given, Pair):
+            return [self._fitted(given, *numbers)]
+        if not self._takes_condition:
+            raise ValueError("source: its pairs need a task with a condition: colorize or paired")
+        return [self._fitted(image, *numbers) for image in given]
+
+    def _fitted(
+        self, image: Image.Image, x: float, y: float, zoom: float, mirror: float
+    ) -> Image.Image:
         size = self.image_size
         if image.size != (size[1], size[0]):
             if self._fit == "squash":

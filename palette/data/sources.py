@@ -1,4 +1,4 @@
-"""Where pictures come from: the sample photographs, a folder, a list.
+"""Where pictures come from: the sample photographs, a folder, a list, pairs.
 
 A source is anything with a length, ``load(index, draws)`` and ``name(index)``. It hands out
 pictures of any size; the dataset crops and resizes what has not the wanted size yet.
@@ -12,7 +12,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from PIL import Image
 
@@ -22,14 +22,21 @@ from palette.data.order import Draws
 Split = Literal["train", "validation"]
 
 
+class Pair(NamedTuple):
+    """A picture and the condition that belongs to it."""
+
+    target: Image.Image
+    condition: Image.Image
+
+
 class Source(Protocol):
     """Pictures by number."""
 
     def __len__(self) -> int:
         """How many samples an epoch has."""
 
-    def load(self, index: int, draws: Draws) -> Image.Image:
-        """A picture, mode "L" or "RGB"; every random choice comes from ``draws``.
+    def load(self, index: int, draws: Draws) -> Image.Image | Pair:
+        """A picture, mode "L" or "RGB", or two; every random choice comes from ``draws``.
 
         Raises palette.data.images.UnreadableImage when there is none to be had.
         """
@@ -58,11 +65,24 @@ def register_source(name: str) -> Callable[[Callable[..., Source]], Callable[...
     return keep
 
 
-def open_source(name: str, path: str, *, image_size: tuple[int, int], detail: int = 2) -> Source:
-    """The source that a config names. Raises ValueError when there is none of that name."""
+def open_source(
+    name: str,
+    path: str,
+    *,
+    image_size: tuple[int, int],
+    detail: int = 2,
+    conditions: str = "",
+    names: str = "",
+) -> Source:
+    """The source that a config names; ``conditions`` and ``names`` are those of :class:`Pairs`.
+
+    Raises ValueError when there is none of that name.
+    """
     if name not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(sorted(SOURCES))}, got '{name}'")
-    return SOURCES[name](path, image_size=image_size, detail=detail)
+    given = {"conditions": conditions, "names": names}
+    extra = {key: value for key, value in given.items() if value}
+    return SOURCES[name](path, image_size=image_size, detail=detail, **extra)
 
 
 class Photos:
@@ -199,89 +219,70 @@ class Folder:
 
 
 class List(Folder):
-    """The images that a text file lists; see :func:`paths.read_list`. Arguments as of Folder."""
+    """The images that a text file lists; see :func:`paths.read_list`. Arguments as of Folder.
+
+    Where the first one does not lie there, but does in the working directory, all are meant from
+    that: so the published Palette code reads its lists.
+    """
 
     @staticmethod
     def _find(path: str | os.PathLike[str]) -> paths.Paths:
-        return paths.read_list(path)
+        found = paths.read_list(path)
+        if not os.path.exists(found.path(0)) and os.path.exists(found[0]):
+            found.root = os.getcwd()
+        return found
 
 
-class HeldOut:
-    """``count`` pictures of a source, spread evenly over it, for ``samples`` validation samples.
+class Pairs:
+    """A picture and its condition under the same name in two folders.
 
-    With more samples than pictures, pictures come again (with other crops).
+    Without ``conditions`` the folders are ``path``/color and ``path``/gray, as published Palette
+    has them, and without ``names``, a text file, every image below the first folder is taken. A
+    name without an ending is, as published, a number of five digits: "7" is 00007.png.
+    ``image_size`` and ``detail`` as of :class:`Folder`; pictures of a pair that differ in size are
+    brought to the size of the target.
+    Raises ValueError when a folder or the list is missing or empty, or a condition is missing.
     """
 
-    def __init__(self, source: Source, count: int, samples: int) -> None:
-        self._source, self._count, self._samples = source, count, samples
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        conditions: str | os.PathLike[str] = "",
+        names: str | os.PathLike[str] = "",
+        image_size: tuple[int, int] | None = None,
+        detail: int = 2,
+    ) -> None:
+        where = os.fspath(path)
+        targets = where if conditions else os.path.join(where, "color")
+        partners = os.fspath(conditions) or os.path.join(where, "gray")
+        if names:
+            listed = paths.read_list(names)
+            found = [_published_name(listed[index]) for index in range(len(listed))]
+            self._targets = paths.Paths.of(targets, found)
+        else:
+            self._targets = paths.scan(targets)
+        self._conditions = partners
+        self._at_least = image_size and (detail * image_size[0], detail * image_size[1])
+        for folder, what in ((targets, self._targets.path(0)), (partners, self._partner(0))):
+            if not os.path.exists(what):
+                raise ValueError(f"{folder}: no {self._targets.name(0)} in it; pairs need both")
 
     def __len__(self) -> int:
-        return self._samples
+        return len(self._targets)
 
-    def load(self, index: int, draws: Draws) -> Image.Image:
-        return self._source.load(self._index(index), draws)
-
-    def name(self, index: int) -> str:
-        name, again = self._source.name(self._index(index)), index // self._count
-        return f"{name}-{again}" if again else name
-
-    def _index(self, index: int) -> int:
-        return index % self._count * (len(self._source) // self._count)
-
-
-class Remainder:
-    """The pictures of a source that :class:`HeldOut` with the same ``count`` leaves."""
-
-    def __init__(self, source: Source, count: int) -> None:
-        self._source, self._count = source, count
-
-    def __len__(self) -> int:
-        return len(self._source) - self._count
-
-    def load(self, index: int, draws: Draws) -> Image.Image:
-        return self._source.load(self._index(index), draws)
+    def load(self, index: int, draws: Draws) -> Pair:
+        target = images.read(self._targets.path(index), at_least=self._at_least)
+        condition = images.read(self._partner(index), at_least=self._at_least)
+        if condition.size != target.size:
+            condition = condition.resize(target.size, Image.Resampling.LANCZOS)
+        return Pair(target, condition)
 
     def name(self, index: int) -> str:
-        return self._source.name(self._index(index))
+        return self._targets.name(index)
 
-    def _index(self, index: int) -> int:
-        between = len(self._source) // self._count - 1  # pictures after each one held out
-        return index + 1 + min(index // between, self._count - 1)
-
-
-def hold_out(source: Source, samples: int) -> tuple[Source, Source | None]:
-    """Training and validation sources with no picture in common, always the same ones.
-
-    A tenth of the pictures is held out, but no more than ``samples``; fewer pictures than samples
-    come several times, with other crops. ``samples`` 0 holds nothing out. Raises ValueError when
-    there is only one picture.
-    """
-    if samples == 0:
-        return source, None
-    if len(source) < 2:
-        raise ValueError("validation: one picture cannot be held out of one; 0 holds out none")
-    count = min(samples, max(1, len(source) // 10))
-    return Remainder(source, count), HeldOut(source, count, samples)
-
-
-def open_split(
-    name: str,
-    path: str,
-    *,
-    image_size: tuple[int, int],
-    detail: int = 2,
-    samples: int = 4096,
-    validation: int = 0,
-) -> tuple[Source, Source | None]:
-    """Training and validation sources of the kind ``name``, the second with ``validation`` samples.
-
-    ``samples`` is the length of an epoch where the source itself has none (photos). ``detail`` is
-    how many times ``image_size`` pictures should at least have on each side. Raises ValueError.
-    """
-    if name == "photos":
-        held = Photos("validation", image_size=image_size, samples=validation or 1)
-        return Photos(image_size=image_size, samples=samples), held if validation else None
-    return hold_out(open_source(name, path, image_size=image_size, detail=detail), validation)
+    def _partner(self, index: int) -> str:
+        return os.path.join(self._conditions, self._targets[index])
 
 
 @register_source("photos")
@@ -297,6 +298,17 @@ def _folder(path: str, *, image_size: tuple[int, int], detail: int) -> Source:
 @register_source("list")
 def _list(path: str, *, image_size: tuple[int, int], detail: int) -> Source:
     return List(path, image_size=image_size, detail=detail)
+
+
+@register_source("pairs")
+def _pairs(
+    path: str, *, image_size: tuple[int, int], detail: int, conditions: str = "", names: str = ""
+) -> Source:
+    return Pairs(path, conditions=conditions, names=names, image_size=image_size, detail=detail)
+
+
+def _published_name(listed: str) -> str:
+    return listed if os.path.splitext(listed)[1] else f"{listed.strip().zfill(5)}.png"
 
 
 def _size(image: Image.Image) -> int:

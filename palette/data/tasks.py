@@ -3,7 +3,8 @@
 A task is called with the picture, float32 [C, H, W] in [-1, 1], the sample's seed and its draws,
 and returns a dict with ``target`` [C, H, W], ``condition`` [C', H, W] and, where only a hole is to
 be filled, ``mask`` [1, H, W] (1 = hole), all float32. A task that has an argument ``noise`` is
-given the sample's normal numbers of stream 1, drawn for the whole batch at once.
+given the sample's normal numbers of stream 1, drawn for the whole batch at once, and one that has
+an argument ``condition`` the second picture of a pair, [C, H, W] like the first.
 """
 
 from __future__ import annotations
@@ -92,14 +93,26 @@ def uncrop(
 
 
 @register_task("colorize")
-def colorize(image: Tensor, seed: int, draws: Draws) -> Entry:
+def colorize(image: Tensor, seed: int, draws: Draws, *, condition: Tensor | None = None) -> Entry:
     """Give a grey picture colours; the condition is grey in three equal channels.
 
-    Raises ValueError when the picture has no colours to learn from.
+    It is made here from the colours unless the source has pairs. Raises ValueError when the picture
+    has no colours to learn from.
     """
     if image.shape[0] != 3:
         raise ValueError(f"image must have shape [3, H, W] to colorize, got {list(image.shape)}")
-    return {"target": image, "condition": grey(image)}
+    return {"target": image, "condition": grey(image) if condition is None else condition}
+
+
+@register_task("paired")
+def paired(image: Tensor, seed: int, draws: Draws, *, condition: Tensor | None = None) -> Entry:
+    """Make one picture of a pair from the other.
+
+    Raises ValueError when the source has no pairs.
+    """
+    if condition is None:
+        raise ValueError("source: must give pairs for the task 'paired', such as data.source=pairs")
+    return {"target": image, "condition": condition}
 
 
 def grey(image: Tensor) -> Tensor:

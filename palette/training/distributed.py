@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
 
 from palette.build import resolve_device
+from palette.config import Config, ConfigError
 
 
 @dataclass(frozen=True)
@@ -92,3 +94,28 @@ def world(device: str = "auto") -> Iterator[World]:
         yield World(rank, size, chosen)
     finally:
         dist.destroy_process_group()
+
+
+def parallel(network: nn.Module, world: World) -> nn.Module:
+    """The network, its gradients summed over all processes where there are several."""
+    if world.size == 1:
+        return network
+    devices = [world.device] if world.device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=devices)
+
+
+def unsynchronised(model: nn.Module) -> AbstractContextManager[None]:
+    """Keep gradients local: only the last backward pass of a step is worth a message."""
+    if isinstance(model, DistributedDataParallel):
+        return model.no_sync()
+    return nullcontext()
+
+
+def check_share(config: Config, world: World) -> None:
+    """Raise ConfigError unless every process gets the same share of a batch."""
+    parts = world.size * config.train.accumulate
+    if config.data.batch_size % parts:
+        raise ConfigError(
+            f"data.batch_size={config.data.batch_size} must be a multiple of {parts}, "
+            f"train.accumulate times {world.size} processes"
+        )

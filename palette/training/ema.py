@@ -12,16 +12,18 @@ from torch import Tensor, nn
 class EMA:
     """average += (1 - d) * (weights - average), with d = min(decay, (1 + n) / (10 + n)) at the
     n-th update, counted from 0: without the warm-up the random start would linger for 1/(1-decay)
-    steps (the warm-up is TensorFlow's ``num_updates``; Palette section 4 has decay 0.9999).
+    steps (the warm-up is TensorFlow's ``num_updates``; Palette section 4 has decay 0.9999). The
+    published code has none: ``warmup`` False.
 
     Attributes:
         network: a copy of the network that holds the average, in evaluation mode.
         updates: n, how often :meth:`update` was called.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: nn.Module, decay: float, *, warmup: bool = True) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.decay = decay
+        self.warmup = warmup
         self.updates = 0
         self._average: list[Tensor] = list(self.network.parameters())
         self._weights: list[Tensor] = list(network.parameters())
@@ -29,7 +31,8 @@ class EMA:
 
     def decay_now(self) -> float:
         """d of the next update."""
-        return min(self.decay, (1 + self.updates) / (10 + self.updates))
+        rise = (1 + self.updates) / (10 + self.updates)
+        return min(self.decay, rise) if self.warmup else self.decay
 
     @torch.no_grad()
     def update(self) -> None:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from palette import config as configs
 from palette import ops
-from palette.build import build_network, image_size, resolve_device, resolve_precision
+from palette.build import (
+    build_datasets,
+    build_network,
+    image_size,
+    resolve_device,
+    resolve_precision,
+)
 from palette.config import Config
-from palette.data.dataset import TaskDataset, collate
-from palette.data.sources import open_split
-from palette.data.tasks import make_task
+from palette.data.dataset import collate
+from palette.models.initial import initialise
 from palette.pipeline import load
 from palette.training.distributed import World, world
 from palette.training.summary import write_summary
@@ -36,35 +42,13 @@ def train(config: Config, resume: str | None = None) -> None:
         dataset, validation = build_datasets(config)
         torch.manual_seed(config.run.seed)
         network = build_network(config)
+        if config.model.init != "default":
+            initialise(network, config.model.init, config.model.init_gain)
         if processes.is_first:
             print(describe(config, network))
         Trainer(config, network, dataset, validation, processes).fit(resume)
         if processes.is_first and config.summary.crops > 0:
             _summarise(config, processes)
-
-
-def build_datasets(config: Config) -> tuple[TaskDataset, TaskDataset | None]:
-    """The training samples, and the fixed samples held out of training where there are any."""
-    data, size = config.data, image_size(config)
-    training, held_out = open_split(
-        data.source,
-        data.path,
-        image_size=size,
-        detail=_detail(data.fit),
-        samples=data.samples_per_epoch,
-        validation=data.validation,
-    )
-    task = make_task(config.task.name, mask=config.task.mask)
-    seed = config.run.seed
-    dataset = TaskDataset(training, task, size, seed, fit=data.fit, flip=data.flip)
-    if held_out is None:
-        return dataset, None
-    return dataset, TaskDataset(held_out, task, size, seed, fit=data.fit, shuffle=False)
-
-
-def _detail(fit: str) -> int:
-    """How many times the wanted size a picture is decoded at, so that crops of it stay sharp."""
-    return 8 if fit == "zoom" else 2
 
 
 def describe(config: Config, network: torch.nn.Module | None = None) -> str:
@@ -87,19 +71,15 @@ def describe(config: Config, network: torch.nn.Module | None = None) -> str:
 def _summarise(config: Config, processes: World) -> None:
     directory = Path(config.run.dir)
     model = load(directory, device=processes.device)
-    _, held_out = open_split(
-        config.data.source,
-        config.data.path,
-        image_size=image_size(config),
-        detail=_detail(config.data.fit),
-        validation=config.summary.crops,
+    _, dataset = build_datasets(
+        replace(
+            config,
+            task=replace(config.task, name="inpaint", mask="center"),
+            data=replace(config.data, validation=config.summary.crops),
+        )
     )
-    if held_out is None:
+    if dataset is None:
         return
-    task = make_task("inpaint", mask="center")
-    dataset = TaskDataset(
-        held_out, task, image_size(config), config.run.seed, fit=config.data.fit, shuffle=False
-    )
     entries = dataset.__getitems__([(0, index) for index in range(config.summary.crops)])
     print(f"\nSampling {config.summary.crops} crops, {config.summary.samples} times each …\n")
     print(write_summary(directory, model, collate(entries), config.summary.samples))

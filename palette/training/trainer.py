@@ -17,24 +17,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 import palette
 from palette import checkpoint as checkpoints
 from palette import config as configs
-from palette.build import build_schedule, resolve_precision
+from palette.build import build_schedule, epoch_length, resolve_precision
 from palette.checkpoint import Checkpoint, CheckpointError
 from palette.config import Config, ConfigError
 from palette.data.dataset import Batch, Batches, TaskDataset
 from palette.data.loader import Loader
 from palette.diffusion import objective
-from palette.training.distributed import World
+from palette.training.distributed import World, check_share, parallel, unsynchronised
 from palette.training.ema import EMA
 from palette.training.interrupts import Interrupts
 from palette.training.logging import RunLog
+from palette.training.optimizer import adam, trained
 from palette.training.pictures import grid
 from palette.training.resume import RunExists as RunExists
 from palette.training.resume import find
+from palette.training.takeover import take_over
 from palette.training.validation import Validation
 
 OnSamples = Callable[[int, dict[str, Tensor]], object]
@@ -73,21 +74,17 @@ class Trainer:
         on_samples: OnSamples | None = None,
     ) -> None:
         self.config, self.world, self.dataset = config, world, dataset
-        _check_share(config, world)
+        self._epoch = epoch_length(len(dataset), config)
+        check_share(config, world)
         self.run_dir = Path(config.run.dir)
         self.dtype = _precision(config, world)
         self.network = network.to(world.device).train()
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model = _parallel(self.network, world)
-        self.ema = EMA(self.network, config.train.ema_decay)
+        self.trained = trained(self.network, config.train)
+        self.model = parallel(self.network, world)
+        self.ema = EMA(self.network, config.train.ema_decay, warmup=config.train.ema_warmup)
         self.schedule = build_schedule(config)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=config.train.lr,
-            betas=(config.train.betas[0], config.train.betas[1]),
-            weight_decay=config.train.weight_decay,
-            fused=True,
-        )
+        self.optimizer = adam(self.trained, config.train)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype is torch.float16)
         self.validation = (
             Validation(config, self.ema.network, self.schedule, validation, world, self.dtype)
@@ -167,7 +164,8 @@ class Trainer:
         finite = math.isfinite(loss) and math.isfinite(norm.item())
         if finite:
             self.scaler.step(self.optimizer)
-            self.ema.update()
+            if self.step >= train.ema_start and (self.step + 1) % train.ema_every == 0:
+                self.ema.update()
             self.window.append(loss)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -186,7 +184,7 @@ class Trainer:
         losses = []
         for index, part in enumerate(parts):
             last = index == len(parts) - 1
-            with contextlib.nullcontext() if last else _unsynchronised(self.model):
+            with contextlib.nullcontext() if last else unsynchronised(self.model):
                 with torch.autocast(device, self.dtype, enabled=self.dtype is not torch.float32):
                     found = objective.loss(
                         self.model,
@@ -195,6 +193,7 @@ class Trainer:
                         part["seed"],
                         prediction=config.model.prediction,
                         kind=config.train.loss,
+                        normalise=config.train.normalise_loss,
                     )
                 scaled = self.scaler.scale(found.total / len(parts))
                 scaled.backward()  # type: ignore[no-untyped-call]
@@ -269,7 +268,7 @@ class Trainer:
         """This process's share of every batch from the sample after the last one seen."""
         data = self.config.data
         order = Batches(
-            len(self.dataset),
+            self._epoch,
             data.batch_size // self.world.size,
             start=self.samples,
             rank=self.world.rank,
@@ -281,6 +280,11 @@ class Trainer:
     def _begin(self, resume: str | None) -> list[str]:
         """Take up the run where there is one to take up; returns what there is to say about it."""
         found = find(self.config, resume, self.world)
+        if found is None and self.config.train.resume_from:
+            taken, notes = take_over(self.config, self.trained, self._state(), self._epoch)
+            self._restore(taken)
+            self._saved_step = -1  # it is not a checkpoint of ours yet
+            return [*notes, f"training in {self.run_dir}, continued from {taken.path}"]
         if found is None:
             return [f"training in {self.run_dir}"]
         self._restore(found)
@@ -355,20 +359,6 @@ def _precision(config: Config, world: World) -> torch.dtype:
     return dtype
 
 
-def _parallel(network: nn.Module, world: World) -> nn.Module:
-    if world.size == 1:
-        return network
-    devices = [world.device] if world.device.type == "cuda" else None
-    return DistributedDataParallel(network, device_ids=devices)
-
-
-def _unsynchronised(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Keep gradients local: only the last backward pass of a step is worth a message."""
-    if isinstance(model, DistributedDataParallel):
-        return model.no_sync()
-    return contextlib.nullcontext()
-
-
 def _split(batch: Batch, parts: int, device: torch.device) -> list[dict[str, Tensor]]:
     """The tensors of a batch in equal parts on the device, images channels-last."""
     moved = {}
@@ -382,12 +372,3 @@ def _split(batch: Batch, parts: int, device: torch.device) -> list[dict[str, Ten
         {name: value[index * size : (index + 1) * size] for name, value in moved.items()}
         for index in range(parts)
     ]
-
-
-def _check_share(config: Config, world: World) -> None:
-    parts = world.size * config.train.accumulate
-    if config.data.batch_size % parts:
-        raise ConfigError(
-            f"data.batch_size={config.data.batch_size} must be a multiple of {parts}, "
-            f"train.accumulate times {world.size} processes"
-        )

@@ -8,12 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from palette.build import build_levels
 from palette.config import Config
 from palette.data.dataset import Batch, Batches, TaskDataset
 from palette.data.loader import Loader
 from palette.diffusion import objective
 from palette.diffusion.sampler import CancelledError, Sampler
-from palette.diffusion.schedule import Schedule, spaced
+from palette.diffusion.schedule import Schedule
 from palette.training.distributed import World
 from palette.training.interrupts import Interrupts
 
@@ -107,13 +108,14 @@ class Validation:
                 batch["seed"],
                 prediction=self.config.model.prediction,
                 kind=self.config.train.loss,
+                normalise=self.config.train.normalise_loss,
             ).per_sample
 
     def _sample(self, batch: Batch, interrupts: Interrupts) -> Tensor:
         options = self.config.sample
         sampler = Sampler(
             self.network,
-            spaced(self.schedule, options.steps),
+            build_levels(self.config),
             solver=options.solver,
             prediction=self.config.model.prediction,
             eta=options.eta,

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from palette.diffusion.schedule import Schedule, published
 from palette.diffusion.solvers import ddpm
+from palette.models.initial import INIT_TYPES, initialise
 from palette.ops import reverse_step
 from palette.upstream.options import build_schedule, build_unet
 
@@ -27,7 +28,6 @@ SCHEDULE_BUFFERS = (
     "posterior_mean_coef1",
     "posterior_mean_coef2",
 )
-_INIT_TYPES = ("kaiming", "normal", "xavier", "xavier_uniform", "orthogonal", "none")
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -60,9 +60,9 @@ class Network(nn.Module):
         gain: float = 0.02,
     ) -> None:
         super().__init__()
-        if init_type not in _INIT_TYPES:
+        if init_type not in INIT_TYPES:
             raise ValueError(
-                f"init_type: {init_type!r} is unknown; choose from {', '.join(_INIT_TYPES)}"
+                f"init_type: {init_type!r} is unknown; choose from {', '.join(INIT_TYPES)}"
             )
         self.denoise_fn = build_unet(module_name, unet)
         self.beta_schedule = beta_schedule
@@ -98,30 +98,7 @@ class Network(nn.Module):
         It overwrites the zero-initialised output layers too, as published; biases become 0 and
         norms keep 1 and 0.
         """
-        for layer in self.modules():
-            if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Linear)):
-                self._init_weight(layer)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
-
-    @torch.no_grad()
-    def _init_weight(self, layer: nn.Conv1d | nn.Conv2d | nn.Linear) -> None:
-        if self.init_type == "none":
-            layer.reset_parameters()
-            return
-        # Ours lie channels-last; drawn in the published order they are the same for the same seed.
-        weight = torch.empty_like(layer.weight, memory_format=torch.contiguous_format)
-        if self.init_type == "kaiming":
-            nn.init.kaiming_normal_(weight, a=0, mode="fan_in")
-        elif self.init_type == "normal":
-            nn.init.normal_(weight, 0.0, self.gain)
-        elif self.init_type == "xavier":
-            nn.init.xavier_normal_(weight, gain=self.gain)
-        elif self.init_type == "xavier_uniform":
-            nn.init.xavier_uniform_(weight)
-        else:
-            nn.init.orthogonal_(weight, gain=self.gain)
-        layer.weight.copy_(weight)
+        initialise(self, self.init_type, self.gain)
 
     def predict_start_from_noise(self, y_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """The clean image that y_t would come from with this noise; t int64 [N]."""

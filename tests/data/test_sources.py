@@ -19,12 +19,11 @@ from palette.data.sources import (
     List,
     Photos,
     Source,
-    hold_out,
     open_source,
-    open_split,
     photograph,
     register_source,
 )
+from palette.data.split import hold_out, open_split
 
 
 @pytest.fixture
