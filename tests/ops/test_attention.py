@@ -72,6 +72,19 @@ def test_backward(attention_case, place, device, within) -> None:
     within(qkv.grad, exact.grad, qkv.dtype, bound(place, attention_case, grad=True))
 
 
+def test_scores_far_below_zero(device, within) -> None:
+    """exp(-log-sum-exp) overflows: no key that is not there may take part."""
+    qkv = torch.randn(1, 96, 5, generator=torch.Generator().manual_seed(0))
+    qkv[:, :32], qkv[:, 32:64] = 30 + qkv[:, :32], -30 + 0.01 * qkv[:, 32:64]
+    exact, given = qkv.double().requires_grad_(), qkv.to(device).requires_grad_()
+    out, wanted = ops.attention(given, 1, "new"), MODULE.reference(exact, 1, "new")
+    out.sum().backward()
+    wanted.sum().backward()
+    # a score of 5000 is rounded by 2^-12: that is the error of its weight
+    assert torch.allclose(out.cpu().double(), wanted, rtol=0, atol=4e-3)
+    assert torch.allclose(given.grad.cpu().double(), exact.grad, rtol=0, atol=0.3)
+
+
 def test_registered_op(attention_case, within) -> None:
     """The op in the dispatcher: result, log-sum-exp and the backward formula."""
     arguments = attention_case.arguments()
