@@ -15,6 +15,7 @@ from palette.upstream.infer import infer_unet
 from palette.upstream.jsonc import parse_json_config, read_json_config
 from palette.upstream.network import Network
 from palette.upstream.options import build_schedule, build_unet, schedule_options, unet_options
+from palette.upstream.recipe import read_run
 
 __all__ = [
     "Converted",
@@ -32,6 +33,7 @@ __all__ = [
     "parse_json_config",
     "read_config",
     "read_json_config",
+    "read_run",
     "recognise",
     "schedule_options",
     "settings",

@@ -7,12 +7,15 @@ classes are recognised by name and never imported.
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from palette.config import ConfigError
+from palette.models.initial import INIT_TYPES
 from palette.upstream.jsonc import Reader
 from palette.upstream.options import schedule_options, unet_options
 
@@ -36,6 +39,7 @@ _MASKS = {
         "hybrid": "uncrop_published",
     },
 }
+_LOADER = ("batch_size", "num_workers", "shuffle", "drop_last", "pin_memory")
 _LOSSES = {"mse_loss": "l2"}
 _SR3_DEFAULTS = {"norm_groups": 32, "noise_level_embedding": True}
 _COSINE_OFFSET = 8e-3
@@ -119,6 +123,7 @@ def to_config(
         gpus: number of processes, in place of the config's ``gpu_ids`` (``-gpu``).
         debug: the options under ``debug`` replace those under ``train`` (``-d``).
 
+    What depends on the number of pictures is missing: ``recipe.read_run`` looks at them.
     Our batch size is that of all processes together, our steps are optimizer steps instead of
     samples, and the published optimizer has no warm-up, no clipping and no mirrored images.
 
@@ -133,17 +138,24 @@ def to_config(
     seed = reader.integer("seed", -1)
     if seed >= 0:  # below 0 the published code draws its own
         run["seed"] = seed
-    task, data = _task_and_data(reader, phase)
-    data["batch_size"] = per_process * found.processes
-    data["flip"] = False
-    data["workers"] = reader.integer(f"{loader}.num_workers", 0, low=0)
+    _refuse_unknown(reader, loader)
+    task, data = _task_and_data(reader, phase, found)
+    data |= {
+        "batch_size": per_process * found.processes,
+        "workers": reader.integer(f"{loader}.num_workers", 0, low=0),
+        "shuffle": reader.flag(f"{loader}.shuffle", phase == "train"),
+        "drop_last": found.drop_last,
+        "limit": found.data_length,
+        "fit": found.fit,
+        "flip": False,
+    }
     if isinstance(found.validation_split, int):
         data["validation"] = found.validation_split
     log_every = _in_training(reader, "log_iter", debug, default=1)
     test = _schedule(found.network, "test")
     return {
         "run": run,
-        "model": _model(found.network, data["image_size"]),
+        "model": _model(found.network, data["image_size"]) | _initial(found.network),
         "schedule": _schedule(found.network, "train"),
         "task": task,
         "data": data,
@@ -151,6 +163,14 @@ def to_config(
             "precision": "float32",
             "steps": max(found.samples // per_process, 1),
             "log_every": max(log_every // per_process, 1),
+            "normalise_loss": False,
+            "ema_warmup": False,
+            # Published after the steps whose sum of samples is above the one and a multiple of
+            # the other.
+            "ema_start": found.ema_start // per_process,
+            "ema_every": found.ema_every // math.gcd(found.ema_every, per_process),
+            "norms_only": found.finetune_norm,
+            "resume_from": (found.resume or "") if phase == "train" else "",
             **_optimizer(reader),
         },
         "sample": {
@@ -230,6 +250,17 @@ def _model(network: Mapping[str, Any], image_size: int | list[int]) -> dict[str,
     return {"kind": kind, **options, "channel_mults": list(options["channel_mults"])}
 
 
+def _initial(network: Mapping[str, Any]) -> dict[str, Any]:
+    """How a new network is initialised; the published default is kaiming."""
+    kind, gain = network.get("init_type", "kaiming"), network.get("gain", 0.02)
+    if kind not in INIT_TYPES:
+        raise ConfigError(
+            f"model.which_networks.0.args.init_type: {kind!r} is unknown; "
+            f"there is {', '.join(INIT_TYPES)}"
+        )
+    return {"init": kind, "init_gain": gain}
+
+
 def _schedule(network: Mapping[str, Any], phase: str) -> dict[str, Any]:
     try:
         options = schedule_options(network["beta_schedule"], phase)
@@ -240,7 +271,16 @@ def _schedule(network: Mapping[str, Any], phase: str) -> dict[str, Any]:
     return options
 
 
-def _task_and_data(reader: Reader, phase: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _refuse_unknown(reader: Reader, loader: str) -> None:
+    """What the loader is told and cannot be honoured. Memory is pinned where there is a GPU."""
+    for name in reader.inside(loader):
+        if name not in _LOADER:
+            raise ConfigError(f"{loader}.{name}: not supported; there is {', '.join(_LOADER)}")
+
+
+def _task_and_data(
+    reader: Reader, phase: str, found: Settings
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Our task and data sections for the data set of a phase."""
     key = f"datasets.{phase}.which_dataset"
     name, dataset = reader.named(key)
@@ -248,11 +288,8 @@ def _task_and_data(reader: Reader, phase: str) -> tuple[dict[str, Any], dict[str
         raise ConfigError(f"{key}: {name!r} is unknown; there is {', '.join(_DATASETS)}")
     task, side = _DATASETS[name]
     path = dataset.text("data_root")
-    data = {
-        "source": "list" if _is_list(path) else "folder",
-        "path": path,
-        "image_size": dataset.get("image_size", side),
-    }
+    data = _source(path, found.file_list if task == "colorize" else None)
+    data["image_size"] = dataset.get("image_size", side)
     if task not in _MASKS:
         return {"name": task}, data
     mode_key = "mask_config.mask_mode" if dataset.get("mask_config", None) else "mask_mode"
@@ -263,6 +300,18 @@ def _task_and_data(reader: Reader, phase: str) -> tuple[dict[str, Any], dict[str
             f"there is {', '.join(_MASKS[task])}"
         )
     return {"name": task, "mask": _MASKS[task][mode]}, data
+
+
+def _source(path: str, names: str | None) -> dict[str, Any]:
+    """Where the pictures are: pairs below ``path`` where ``names`` are listed, or single ones.
+
+    Pictures to be coloured may also come alone, as a folder or a list; their grey is made here.
+    """
+    alone = Path(path).is_dir() and not (Path(path) / "color").is_dir()
+    if names is None or alone:
+        listed = names if names is not None and os.path.isfile(names) else path
+        return {"source": "list" if _is_list(listed) else "folder", "path": listed}
+    return {"source": "pairs", "path": path, "names": names}
 
 
 def _is_list(path: str) -> bool:
