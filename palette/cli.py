@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from palette.config import Config
+    from palette.upstream import Settings
 
 # Imports of torch and of the rest stand inside the commands: ``palette --help`` answers at once.
 
@@ -52,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_train(commands)
     _add_sample(commands)
+    _add_test(commands)
+    _add_convert(commands)
     _add_info(commands)
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -60,13 +68,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     train = commands.add_parser("train", help="train a model from a config")
-    train.add_argument("-c", "--config", metavar="CONFIG", help="YAML file")
+    train.add_argument("-c", "--config", metavar="CONFIG", help="YAML, or a published JSON config")
     train.add_argument(
         "--resume", metavar="auto|PATH", help="continue the run, or from a given checkpoint"
     )
-    train.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides"
-    )
+    _add_config_options(train)
     train.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
     train.add_argument("--help-config", action="store_true", help="print every option, and stop")
     train.set_defaults(run=_train)
@@ -78,15 +84,106 @@ def _train(options: argparse.Namespace) -> int:
     if options.help_config:
         print(configs.help_text())
         return DONE
-    if options.config is None:
-        raise ValueError("train: no config given; say palette train -c CONFIG")
+    config, _ = _read_config(options, "train")
     from palette.training import run
 
-    config = configs.load(options.config, options.overrides)
     if options.dry_run:
         print(run.dry_run(config))
     else:
         run.train(config, resume=options.resume)
+    return DONE
+
+
+def _add_config_options(command: argparse.ArgumentParser) -> None:
+    """``--set``, and what the published command line has beside ``-c``."""
+    command.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides"
+    )
+    command.add_argument("-p", "--phase", choices=("train", "test"), help="the command itself")
+    command.add_argument("-b", "--batch", type=_positive, help="batch size of each process")
+    command.add_argument("-gpu", "--gpu_ids", metavar="IDS", help="GPUs to use, such as 0,1")
+    command.add_argument("-d", action="store_true", dest="debugging", help="the debug options")
+    command.add_argument("-P", "--port", help="unused: torchrun chooses one")
+
+
+def _read_config(options: argparse.Namespace, phase: str) -> tuple[Config, Settings | None]:
+    """The config of -c, with what the command line says of it."""
+    if options.config is None:
+        raise ValueError(f"{phase}: no config given; say palette {phase} -c CONFIG")
+    if options.phase not in (None, phase):
+        raise ValueError(f"-p {options.phase}: this is {phase}; say palette {options.phase} -c …")
+    if options.port is not None:
+        print(f"-P {options.port}: not used; torchrun chooses the port", file=sys.stderr)
+    if options.gpu_ids is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = options.gpu_ids  # read when CUDA is first asked for
+    from palette import upstream
+
+    return upstream.read_run(
+        options.config,
+        phase,
+        batch_size=options.batch,
+        gpus=None if options.gpu_ids is None else len(options.gpu_ids.split(",")),
+        debug=options.debugging,
+        overrides=options.overrides,
+    )
+
+
+def _add_test(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    test = commands.add_parser("test", help="restore a data set, beside the truth, and score it")
+    test.add_argument("-c", "--config", metavar="CONFIG", help="YAML, or a published JSON config")
+    test.add_argument(
+        "checkpoint", nargs="?", help="default: resume_state of a JSON config, run.dir of a YAML"
+    )
+    _add_config_options(test)
+    test.add_argument("--steps", type=_positive, help="network evaluations per image")
+    test.add_argument("--solver", choices=("dpmpp_2m", "ddim", "ddpm", "unipc"))
+    test.add_argument("--weights", choices=("ema", "raw"), default="ema")
+    test.add_argument("--device", default="auto")
+    test.set_defaults(run=_test)
+
+
+def _test(options: argparse.Namespace) -> int:
+    from palette import restore
+
+    config, published = _read_config(options, "test")
+    scores = restore.run(
+        config,
+        published,
+        options.checkpoint,
+        weights=options.weights,
+        device=options.device,
+        steps=options.steps,
+        solver=options.solver,
+    )
+    count = len(scores["images"])
+    print(f"MAE {scores['mae']:.6f} ({scores['mae_255']:.2f} of 255) over {count} images")
+    print(Path(config.run.dir) / restore.RESULTS)
+    return DONE
+
+
+def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    convert = commands.add_parser("convert", help="another program's checkpoint as a file of ours")
+    convert.add_argument("source", metavar="IN", help="checkpoint, or run directory of ours")
+    convert.add_argument("target", metavar="OUT", help="file to write, .safetensors")
+    convert.add_argument("--config", help="ours or a published JSON config; default: inferred")
+    convert.add_argument(
+        "--image-size", type=_positive, default=256, help="training size, where no config says it"
+    )
+    convert.add_argument("--weights", choices=("ema", "raw"), default="ema")
+    convert.set_defaults(run=_convert)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from palette.convert import convert
+
+    report = convert(
+        Path(options.source),
+        Path(options.target),
+        None if options.config is None else Path(options.config),
+        image_size=options.image_size,
+        weights=options.weights,
+    )
+    print("\n".join(report))
     return DONE
 
 

@@ -50,7 +50,7 @@ def sample_files(
         raise ValueError("--mask: found none; inpainting wants an image whose white part is filled")
     pictures = [path for given in inputs for path in _images(given)]
     output.mkdir(parents=True, exist_ok=True)
-    names = _unique([path.stem for path in pictures])
+    names = unique([path.stem for path in pictures])
     for index, (path, name) in enumerate(zip(pictures, names, strict=True)):
         hole = _mask_for(path, mask)
         for copy in range(count):
@@ -100,7 +100,7 @@ def _mask_for(picture: Path, mask: Path) -> Path:
     return matching[0]
 
 
-def _unique(stems: list[str]) -> list[str]:
+def unique(stems: list[str]) -> list[str]:
     """The stems, numbered where two inputs would write the same file."""
     seen: dict[str, int] = {}
     names = []

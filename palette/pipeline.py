@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -147,6 +147,12 @@ class Pipeline:
             "solver": request.solver,
         }
 
+    def sampler(
+        self, steps: int | None = None, solver: str | None = None, eta: float | None = None
+    ) -> Sampler:
+        """The step engine behind the methods, for a batch of any task; arguments as ``inpaint``."""
+        return self._sampler(self._request(steps, solver, eta=eta))
+
     def complete(self, known: Tensor, mask: Tensor, seeds: Tensor, **options: Any) -> Tensor:
         """Fill the hole of a batch at the network's size.
 
@@ -236,7 +242,7 @@ class Pipeline:
 
 def load(
     path: str | os.PathLike[str],
-    config: str | os.PathLike[str] | None = None,
+    config: str | os.PathLike[str] | Config | None = None,
     *,
     weights: str = "ema",
     device: str | torch.device = "auto",
@@ -245,7 +251,8 @@ def load(
     """Open a model: a run directory (its newest sound checkpoint), a checkpoint or one file.
 
     Args:
-        path: what training or ``palette convert`` wrote, or a published ``.pth`` checkpoint.
+        path: what training or ``palette convert`` wrote, or a published ``.pth`` checkpoint (its
+            path with or without ``_Network.pth``).
         config: a config, ours or a published JSON one, in place of the one saved with the weights;
             a published checkpoint needs it.
         weights: ``ema`` (averaged, what samples should come from) or ``raw``.
@@ -256,10 +263,11 @@ def load(
         CheckpointError: nothing sound is found at ``path``.
         ConfigError: the config is wrong.
     """
+    path = upstream.find_published(path, weights)
     if upstream.is_published(path):
         return _load_published(path, config, device, precision)
     found = checkpoints.open_model(Path(path), weights=weights)
-    options = configs.from_yaml(found.config) if config is None else upstream.read_config(config)
+    options = configs.from_yaml(found.config) if config is None else _read(config)
     network = build_network(options)
     try:
         network.load_state_dict(found.state)
@@ -273,20 +281,26 @@ def load(
 
 def _load_published(
     path: str | os.PathLike[str],
-    config: str | os.PathLike[str] | None,
+    config: str | os.PathLike[str] | Config | None,
     device: str | torch.device,
     precision: str,
 ) -> Pipeline:
     if config is None:
         raise ValueError(f"{path}: config: a published checkpoint needs the JSON config beside it")
-    options = upstream.read_config(config, "test")
+    options = _read(config)
     found = upstream.open_published(path, options)
+    if found.embedding is not None:  # the same config serves SR3's weights, told sqrt(gamma)
+        options = replace(options, model=replace(options.model, embedding=found.embedding))
     network = build_network(options)
     network.load_state_dict(found.weights)
     digest = checkpoints.file_digest(Path(path))
     return Pipeline(
         network, options, device=device, precision=precision, name=str(path), digest=digest
     )
+
+
+def _read(config: str | os.PathLike[str] | Config) -> Config:
+    return config if isinstance(config, Config) else upstream.read_config(config, "test")
 
 
 def _options(request: Request) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from palette.upstream.config import Settings, network_arguments, settings, to_config
-from palette.upstream.files import is_published, open_published, read_config
+from palette.upstream.files import find_published, is_published, open_published, read_config
 from palette.upstream.formats import (
+    EMBEDDINGS,
     Converted,
     TrainingState,
     convert_state_dict,
@@ -18,6 +19,7 @@ from palette.upstream.options import build_schedule, build_unet, schedule_option
 from palette.upstream.recipe import read_run
 
 __all__ = [
+    "EMBEDDINGS",
     "Converted",
     "Network",
     "Settings",
@@ -26,6 +28,7 @@ __all__ = [
     "build_unet",
     "convert_state_dict",
     "convert_training_state",
+    "find_published",
     "infer_unet",
     "is_published",
     "network_arguments",

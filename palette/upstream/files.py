@@ -40,6 +40,18 @@ def is_published(path: str | PathLike[str]) -> bool:
     return Path(path).suffix in {".pth", ".pt", ".ckpt"}
 
 
+def find_published(path: str | PathLike[str], weights: str = "ema") -> Path:
+    """The file behind a published ``resume_state``, its path without ``_Network_ema.pth``.
+
+    Any other path is given back as it is. The averaged weights are taken where ``weights`` is
+    "ema" and they are there, else the others.
+    """
+    average, raw = (Path(f"{path}_Network{kind}.pth") for kind in ("_ema", ""))
+    if Path(path).exists() or not (average.exists() or raw.exists()):
+        return Path(path)
+    return average if weights == "ema" and average.exists() else raw
+
+
 def open_published(path: str | PathLike[str], config: Config) -> Converted:
     """The weights of a published checkpoint, complete for the network of ``config``.
 
