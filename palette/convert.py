@@ -69,8 +69,7 @@ def convert(
     else:
         options = upstream.read_config(config, "test")
     converted = upstream.open_published(source, options)
-    if converted.embedding is not None:
-        options.model.embedding = converted.embedding
+    options = upstream.as_published(options, converted)
     meta = {"step": 0, "format": converted.format, "source": source.name}
     checkpoints.export(target, converted.weights, configs.to_yaml(options), meta)
     count = sum(weight.numel() for weight in converted.weights.values())

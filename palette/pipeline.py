@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -289,8 +289,7 @@ def _load_published(
         raise ValueError(f"{path}: config: a published checkpoint needs the JSON config beside it")
     options = _read(config)
     found = upstream.open_published(path, options)
-    if found.embedding is not None:  # the same config serves SR3's weights, told sqrt(gamma)
-        options = replace(options, model=replace(options.model, embedding=found.embedding))
+    options = upstream.as_published(options, found)
     network = build_network(options)
     network.load_state_dict(found.weights)
     digest = checkpoints.file_digest(Path(path))

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from palette.upstream.config import Settings, network_arguments, settings, to_config
-from palette.upstream.files import find_published, is_published, open_published, read_config
+from palette.upstream.files import (
+    as_published,
+    find_published,
+    is_published,
+    open_published,
+    read_config,
+)
 from palette.upstream.formats import (
     EMBEDDINGS,
     Converted,
@@ -24,6 +30,7 @@ __all__ = [
     "Network",
     "Settings",
     "TrainingState",
+    "as_published",
     "build_schedule",
     "build_unet",
     "convert_state_dict",

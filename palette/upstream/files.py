@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -50,6 +51,20 @@ def find_published(path: str | PathLike[str], weights: str = "ema") -> Path:
     if Path(path).exists() or not (average.exists() or raw.exists()):
         return Path(path)
     return average if weights == "ema" and average.exists() else raw
+
+
+def as_published(config: Config, converted: Converted) -> Config:
+    """The config as these weights need it: told the noise level in their way, and in float32.
+
+    One config serves several formats: the SR3 repository's weights are told sqrt(gamma).
+    """
+    told = converted.embedding or config.model.embedding
+    precision = "float32" if config.train.precision == "auto" else config.train.precision
+    return replace(
+        config,
+        model=replace(config.model, embedding=told),
+        train=replace(config.train, precision=precision),
+    )
 
 
 def open_published(path: str | PathLike[str], config: Config) -> Converted:

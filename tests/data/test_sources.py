@@ -202,6 +202,35 @@ class _Numbers:
         return f"{index:05d}"
 
 
+def test_so_many_pictures_held_out_and_no_more() -> None:
+    train, validation = hold_out(_Numbers(10), 4, pictures=4)
+    assert validation is not None
+    assert (len(train), len(validation)) == (6, 4)
+    names = [part.name(i) for part in (train, validation) for i in range(len(part))]
+    assert sorted(names) == [f"{number:05d}" for number in range(10)]
+    with pytest.raises(ValueError, match="6 of 10 pictures cannot be held out, at most half"):
+        hold_out(_Numbers(10), 6, pictures=6)
+
+
+def test_the_first_pictures(folder: Callable[[int], Path]) -> None:
+    path = str(folder(12))
+    train, validation = open_split("folder", path, image_size=(8, 8), limit=5)
+    assert validation is None
+    assert [train.name(index) for index in range(len(train))] == [f"{i:04d}.png" for i in range(5)]
+    assert len(open_split("folder", path, image_size=(8, 8), limit=99)[0]) == 12
+
+
+def test_a_list_may_be_meant_from_the_working_directory(
+    folder: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder(3)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "all.flist").write_text("images/0002.png\nimages/0001.png\n")
+    monkeypatch.chdir(tmp_path)
+    source = List(tmp_path / "lists" / "all.flist")
+    assert [_shade(source, index) for index in range(2)] == [2, 1]
+
+
 def test_nothing_or_too_much_held_out() -> None:
     source = _Numbers(5)
     assert hold_out(source, 0) == (source, None)

@@ -65,3 +65,16 @@ def test_restored_average_goes_on_equally() -> None:
     assert torch.equal(first.network[0].weight, second.network[0].weight)
     with pytest.raises(RuntimeError, match="Missing key"):
         second.load({}, 1)
+
+
+def test_without_warm_up_as_published() -> None:
+    trained = network()
+    ema = EMA(trained, 0.9, warmup=False)
+    before = [value.clone() for value in ema.network.parameters()]
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(1.0)
+    assert ema.decay_now() == 0.9
+    ema.update()
+    for old, new in zip(before, ema.network.parameters(), strict=True):
+        torch.testing.assert_close(new, old + 0.1)

@@ -269,3 +269,27 @@ def test_what_a_run_leaves_behind(tmp_path: Path, tiny: ModuleType) -> None:
     assert [line["lr"] for line in training[:4]] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-3])
     assert all(line["seconds"] > 0 for line in metrics(tmp_path))
     assert checkpoints.latest(tmp_path).meta["samples"] == 48
+
+
+def test_the_average_begins_and_moves_when_it_should(tmp_path: Path, tiny: ModuleType) -> None:
+    sets = ("train.steps=9", "train.sample_every=0", "train.ema_start=4", "train.ema_every=2")
+    trainer = tiny.build(tmp_path, sets)
+    first = _hashable(trainer.ema.network.state_dict())
+    seen: list[int] = []
+    update = trainer.ema.update
+    trainer.ema.update = lambda: (seen.append(trainer.step + 1), update())
+    trainer.fit()
+    assert seen == [6, 8]
+    assert _hashable(trainer.ema.network.state_dict()) != first
+
+
+def test_an_epoch_of_whole_batches(tmp_path: Path, tiny: ModuleType) -> None:
+    sets = ("train.steps=8", "train.sample_every=0", "data.drop_last=true")
+    trainer = tiny.build(tmp_path, sets)  # 30 pictures, 7 batches of 4
+    keys: list[Any] = []
+    trainer.dataset.disturb = lambda found, entries: keys.extend(found)
+    trainer.fit()
+    assert keys[:28] == [(0, position) for position in range(28)]
+    assert keys[28:] == [(1, position) for position in range(4)]
+    with pytest.raises(ConfigError, match="drop_last leaves no batch"):
+        tiny.build(tmp_path / "b", ("data.drop_last=true", "data.batch_size=40"))
