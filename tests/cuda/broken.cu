@@ -34,11 +34,21 @@ __global__ void warp_sum_kernel(const float* in, float* out) {
 
 extern "C" __attribute__((visibility("default"))) void run(int which, const float* in, float* out) {
   switch (which) {
-    case 0: launch(reverse_kernel<true>, 3, kThreads, nullptr, in, out); break;
-    case 1: launch(reverse_kernel<false>, 3, kThreads, nullptr, in, out); break;
-    case 2: launch(missed_barrier_kernel, 1, kThreads, nullptr, out); break;
-    case 3: launch(misaligned_kernel, 1, 1, nullptr, out); break;
-    case 4: launch(warp_sum_kernel, 1, kThreads, nullptr, in, out); break;
+    case 0:
+      launch(reverse_kernel<true>, 3, kThreads, nullptr, in, out);
+      break;
+    case 1:
+      launch(reverse_kernel<false>, 3, kThreads, nullptr, in, out);
+      break;
+    case 2:
+      launch(missed_barrier_kernel, 1, kThreads, nullptr, out);
+      break;
+    case 3:
+      launch(misaligned_kernel, 1, 1, nullptr, out);
+      break;
+    case 4:
+      launch(warp_sum_kernel, 1, kThreads, nullptr, in, out);
+      break;
   }
 }
 
