@@ -151,7 +151,6 @@ def to_config(
     }
     if isinstance(found.validation_split, int):
         data["validation"] = found.validation_split
-    log_every = _in_training(reader, "log_iter", debug, default=1)
     test = _schedule(found.network, "test")
     return {
         "run": run,
@@ -160,15 +159,9 @@ def to_config(
         "task": task,
         "data": data,
         "train": {
+            **_steps(found, per_process, _in_training(reader, "log_iter", debug, default=1)),
             "precision": "float32",
-            "steps": max(found.samples // per_process, 1),
-            "log_every": max(log_every // per_process, 1),
             "normalise_loss": False,
-            "ema_warmup": False,
-            # Published after the steps whose sum of samples is above the one and a multiple of
-            # the other.
-            "ema_start": found.ema_start // per_process,
-            "ema_every": found.ema_every // math.gcd(found.ema_every, per_process),
             "norms_only": found.finetune_norm,
             "resume_from": (found.resume or "") if phase == "train" else "",
             **_optimizer(reader),
@@ -221,6 +214,19 @@ def settings(
         finetune_norm=finetune,
         processes=max(len(cards) if gpus is None else gpus, 1),
     )
+
+
+def _steps(found: Settings, per_process: int, log_every: int) -> dict[str, Any]:
+    """Training options counted in steps of ``per_process`` samples, published in samples."""
+    return {
+        "steps": max(found.samples // per_process, 1),
+        "log_every": max(log_every // per_process, 1),
+        # Published after the steps whose sum of samples is above the one and a multiple of the
+        # other.
+        "ema_start": found.ema_start // per_process,
+        "ema_every": found.ema_every // math.gcd(found.ema_every, per_process),
+        "ema_warmup": False,
+    }
 
 
 def _in_training(reader: Reader, name: str, debug: bool, *, default: int) -> int:
