@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -94,22 +93,22 @@ def check_probabilities(probabilities: Tensor, classes: int) -> Tensor:
     return p / total
 
 
-def top_hits(probabilities: Tensor, labels: Tensor, top: int = 1) -> Tensor:
-    """1.0 where the label [N] is among the ``top`` likeliest classes [N, classes], else 0.0; [N].
+def hits(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """1.0 where the label [N] is the likeliest of the classes [N, classes], else 0.0; float64 [N].
 
     Raises ValueError for a label that is no class.
     """
     classes = probabilities.shape[1]
     labels = labels.to("cpu", torch.int64)
-    if bool((labels < 0).any()) or bool((labels >= classes).any()):
-        wrong = labels[(labels < 0) | (labels >= classes)][0]
-        raise ValueError(f"labels must lie in 0..{classes - 1}, got {int(wrong)}")
-    likeliest = probabilities.cpu().topk(min(top, classes), dim=1).indices
-    return (likeliest == labels[:, None]).any(1).to(torch.float64)
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise ValueError(f"labels must lie in 0..{classes - 1}, got {int(wrong[0])}")
+    return (probabilities.cpu().argmax(1) == labels).to(torch.float64)
 
 
 def _score(sums: Tensor, information: Tensor, counts: Tensor) -> Tensor:
     """[S] scores from sums of p [S, C], of p log p [S] and counts [S]."""
     mean = sums / counts[:, None]
     divergence = information / counts - torch.special.xlogy(mean, mean).sum(1)
-    return torch.tensor([math.exp(max(value, 0.0)) for value in divergence.tolist()]).double()
+    scores: Tensor = divergence.clamp_min(0).exp()
+    return scores

@@ -38,6 +38,10 @@ class PerImage:
         """Image number to value, ascending; empty when nothing was noted."""
         return dict(sorted(self._columns.get(column, {}).items()))
 
+    def count(self, column: str) -> int:
+        """How many images have a value."""
+        return len(self._columns.get(column, {}))
+
     def sum(self, column: str) -> float:
         """Correctly rounded sum."""
         return math.fsum(self._columns[column].values())

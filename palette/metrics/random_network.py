@@ -18,20 +18,22 @@ from palette.metrics.networks import Features, Identity, exact, unit_distance, w
 from palette.metrics.pictures import check_pictures
 from palette.ops import philox
 
-NAME = "random-conv-1, built in: fixed random weights, NOT Inception; resize 128x128 bilinear"
+NAME = "random-conv-1 (built in, fixed random weights, NOT Inception; resize 128x128)"
 
 _SIDE = 128
 _LAYERS = ((3, 32, 5), (32, 64, 3), (64, 128, 3), (128, 256, 3))  # channels in, out, kernel
 _SEED = 0x50414C45545445
+_PLAIN = 8  # filters of the first layer that see brightness and colour; the others see texture
 
 
 class RandomNetwork:
     """Four strided convolutions with ReLU; the features are each layer's mean over the picture.
 
     Weights are words of Philox4x32-10, centred and scaled (uniform, He et al. 2015): no function
-    whose rounding differs between machines is involved. It computes in float64, one picture at a
-    time on a CPU, and rounds once to float32, so that features do not depend on batches, threads
-    or device but for the rarest last digit.
+    whose rounding differs between machines is involved. Most of the first layer's filters sum to 0
+    and weigh double, or brightness would drown blur and noise. It computes in float64, one picture
+    at a time on a CPU, and rounds once to float32, so that features do not depend on batches,
+    threads or device but for the rarest last digit.
     """
 
     identity: Identity
@@ -98,6 +100,9 @@ def _weights() -> tuple[Tensor, ...]:
         centred = (words.to(torch.float64) + 0.5) * 2.0**-32 - 0.5
         scaled = centred * math.sqrt(12 * 2 / fan_in)
         weights.append(scaled.reshape(outputs, inputs, kernel, kernel))
+    texture = weights[0][_PLAIN:]
+    texture -= texture.mean((2, 3), keepdim=True)
+    texture *= 2
     return tuple(weights)
 
 

@@ -44,12 +44,12 @@ def ms_ssim(first: Tensor, second: Tensor) -> Tensor:
 
     Five scales, each half of the one before, as TensorFlow computes them (negative contrast terms
     count as 0, odd sides repeat their last pixel). Images with a side of less than 161 pixels have
-    as many scales as fit (:func:`scales`), with the remaining weights scaled to the sum 1.
+    as many scales as fit (:func:`scales`), with their weights scaled to the sum 1.
     Raises ValueError for images with a side below 11 pixels.
     """
     check_pairs(first, second)
     check_window(first)
-    weights = _SCALE_WEIGHTS[: scales(first.shape[2], first.shape[3])]
+    weights = _weights(scales(first.shape[2], first.shape[3]))
     return torch.stack(
         [
             _multi_scale(x.to(torch.float64), y.to(torch.float64), weights).mean()
@@ -73,13 +73,20 @@ def check_window(pictures: Tensor) -> None:
         raise ValueError(f"SSIM wants images of at least {WINDOW}x{WINDOW}, got {height}x{width}")
 
 
-def _multi_scale(x: Tensor, y: Tensor, weights: tuple[float, ...]) -> Tensor:
+def _weights(count: int) -> list[float]:
+    """As published, where they sum to 1.0001; of fewer scales they sum to 1."""
+    used = _SCALE_WEIGHTS[:count]
+    total = 1.0 if count == len(_SCALE_WEIGHTS) else math.fsum(used)
+    return [weight / total for weight in used]
+
+
+def _multi_scale(x: Tensor, y: Tensor, weights: list[float]) -> Tensor:
     """[C] from [C, H, W]."""
     result = torch.ones(len(x), dtype=torch.float64, device=x.device)
     for number, weight in enumerate(weights, 1):
         whole, contrast = _similarity(x, y)
         term = whole if number == len(weights) else contrast
-        result *= term.clamp_min(0) ** (weight / math.fsum(weights))
+        result *= term.clamp_min(0) ** weight
         x, y = _halved(x), _halved(y)
     return result
 
