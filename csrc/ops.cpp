@@ -11,6 +11,8 @@
 #include "cuda/ops.h"
 
 STABLE_TORCH_LIBRARY_IMPL(palette, CUDA, m) {
+  m.impl("attention", TORCH_BOX(&palette::cuda::attention));
+  m.impl("attention_backward", TORCH_BOX(&palette::cuda::attention_backward));
   m.impl("group_norm_silu", TORCH_BOX(&palette::cuda::group_norm_silu));
   m.impl("group_norm_silu_backward", TORCH_BOX(&palette::cuda::group_norm_silu_backward));
   m.impl("noise", TORCH_BOX(&palette::cuda::noise));
@@ -22,9 +24,12 @@ STABLE_TORCH_LIBRARY_IMPL(palette, CUDA, m) {
 #include "cpu/ops.h"
 
 STABLE_TORCH_LIBRARY_IMPL(palette, CPU, m) {
+  m.impl("attention", TORCH_BOX(&palette::cpu::attention));
+  m.impl("attention_backward", TORCH_BOX(&palette::cpu::attention_backward));
   m.impl("group_norm_silu", TORCH_BOX(&palette::cpu::group_norm_silu));
   m.impl("group_norm_silu_backward", TORCH_BOX(&palette::cpu::group_norm_silu_backward));
   m.impl("noise", TORCH_BOX(&palette::cpu::noise));
+  m.impl("reverse_step", TORCH_BOX(&palette::cpu::reverse_step));
 }
 
 #endif

@@ -4,6 +4,8 @@
 // turns into vector code, once for each instruction set. No step is contracted or reordered, so the
 // instruction sets agree in every bit.
 
+#include "cpu/noise.h"
+
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
@@ -12,30 +14,18 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/isa.h"
 #include "cpu/ops.h"
 
 namespace palette::cpu {
 namespace {
 
-constexpr int kRun = 64;                // counters of one call of a leaf function
-constexpr int64_t kNormals = 4 * kRun;  // normals they give
-
 #define PALETTE_INLINE inline __attribute__((always_inline))
-
-// What all counters of one call share.
-struct Stream {
-  uint64_t seed;
-  uint32_t step;
-  uint32_t stream;
-  uint32_t layer;
-};
 
 struct Words {
   uint32_t w[4];
 };
 
-PALETTE_INLINE Words philox(uint32_t counter, const Stream& s) {
+PALETTE_INLINE Words philox(uint32_t counter, const NoiseStream& s) {
   uint32_t c0 = counter, c1 = s.step, c2 = s.stream, c3 = s.layer;
   uint32_t k0 = static_cast<uint32_t>(s.seed);
   uint32_t k1 = static_cast<uint32_t>(s.seed >> 32);
@@ -110,13 +100,13 @@ PALETTE_INLINE Pair box_muller(uint32_t word1, uint32_t word2) {
 }
 
 // The kNormals normals of the counters from `counter` on.
-PALETTE_INLINE void fill(const Stream& stream, uint32_t counter, float* __restrict__ out) {
-  uint32_t words[4][kRun];
-  for (int i = 0; i < kRun; ++i) {
+PALETTE_INLINE void fill(const NoiseStream& stream, uint32_t counter, float* __restrict__ out) {
+  uint32_t words[4][kCounters];
+  for (int64_t i = 0; i < kCounters; ++i) {
     const Words made = philox(counter + static_cast<uint32_t>(i), stream);
     for (int j = 0; j < 4; ++j) words[j][i] = made.w[j];
   }
-  for (int i = 0; i < kRun; ++i) {
+  for (int64_t i = 0; i < kCounters; ++i) {
     const Pair a = box_muller(words[0][i], words[1][i]);
     const Pair b = box_muller(words[2][i], words[3][i]);
     out[4 * i] = a.first;
@@ -126,26 +116,27 @@ PALETTE_INLINE void fill(const Stream& stream, uint32_t counter, float* __restri
   }
 }
 
-using Fill = void (*)(const Stream&, uint32_t, float*);
-
-void fill_baseline(const Stream& stream, uint32_t counter, float* out) {
+void fill_baseline(const NoiseStream& stream, uint32_t counter, float* out) {
   fill(stream, counter, out);
 }
 
 #if defined(__x86_64__)
 
-__attribute__((target("avx2"))) void fill_avx2(const Stream& stream, uint32_t counter, float* out) {
+__attribute__((target("avx2"))) void fill_avx2(const NoiseStream& stream, uint32_t counter,
+                                               float* out) {
   fill(stream, counter, out);
 }
 
-__attribute__((target("avx512f,avx512dq"))) void fill_avx512(const Stream& stream, uint32_t counter,
-                                                             float* out) {
+__attribute__((target("avx512f,avx512dq"))) void fill_avx512(const NoiseStream& stream,
+                                                             uint32_t counter, float* out) {
   fill(stream, counter, out);
 }
 
 #endif
 
-Fill choose_fill(Isa isa) {
+}  // namespace
+
+FillNoise choose_fill(Isa isa) {
 #if defined(__x86_64__)
   if (isa >= Isa::avx512) return fill_avx512;
   if (isa == Isa::avx2) return fill_avx2;
@@ -153,8 +144,6 @@ Fill choose_fill(Isa isa) {
   (void)isa;
   return fill_baseline;
 }
-
-}  // namespace
 
 Tensor noise(const Tensor& seeds, const Tensor& step, const std::vector<int64_t>& shape,
              int64_t stream, int64_t layer) {
@@ -172,7 +161,7 @@ Tensor noise(const Tensor& seeds, const Tensor& step, const std::vector<int64_t>
   Tensor out = torch::stable::new_empty(keys, sizes, torch::headeronly::ScalarType::Float);
   if (images * elements == 0) return out;
 
-  const Fill fill_run = choose_fill(current_isa());
+  const FillNoise fill_run = choose_fill(current_isa());
   const int64_t* key = keys.const_data_ptr<int64_t>();
   const int64_t* step_of = steps.const_data_ptr<int64_t>();
   const int64_t step_stride = steps.numel() == 1 ? 0 : 1;
@@ -182,9 +171,9 @@ Tensor noise(const Tensor& seeds, const Tensor& step, const std::vector<int64_t>
     for (int64_t i = begin; i < end; ++i) {
       const int64_t image = i / runs;
       const int64_t first = i % runs * kNormals;
-      const Stream one{static_cast<uint64_t>(key[image]),
-                       static_cast<uint32_t>(step_of[image * step_stride]),
-                       static_cast<uint32_t>(stream), static_cast<uint32_t>(layer)};
+      const NoiseStream one{static_cast<uint64_t>(key[image]),
+                            static_cast<uint32_t>(step_of[image * step_stride]),
+                            static_cast<uint32_t>(stream), static_cast<uint32_t>(layer)};
       float* place = target + image * elements + first;
       if (first + kNormals <= elements) {
         fill_run(one, static_cast<uint32_t>(first / 4), place);

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -24,7 +25,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_silu_backward(
     const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, int64_t groups,
     const std::optional<Tensor>& scale, const std::optional<Tensor>& shift, bool silu);
 
+std::tuple<Tensor, Tensor> attention(const Tensor& qkv, int64_t heads, const std::string& order);
+
+Tensor attention_backward(const Tensor& grad, const Tensor& qkv, const Tensor& out,
+                          const Tensor& lse, int64_t heads, const std::string& order);
+
 Tensor noise(const Tensor& seeds, const Tensor& step, const std::vector<int64_t>& shape,
              int64_t stream, int64_t layer);
+
+void reverse_step(const Tensor& state, const Tensor& output, const Tensor& table,
+                  const Tensor& step, const std::optional<Tensor>& seeds,
+                  const std::optional<Tensor>& noise, const std::optional<Tensor>& history,
+                  const std::optional<Tensor>& known, const std::optional<Tensor>& mask,
+                  const std::optional<Tensor>& slot);
 
 }  // namespace palette::cpu

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from palette.ops import _backends, _checks, _layout
 from palette.ops._registration import register
 
-BACKENDS = ("reference", "triton", "sdpa")
+BACKENDS = ("reference", "cpp", "cuda", "triton", "sdpa")
 
 
 def attention(qkv: Tensor, heads: int, order: str) -> Tensor:

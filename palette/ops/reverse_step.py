@@ -14,7 +14,7 @@ from palette.ops import _backends, _checks
 from palette.ops._registration import register
 from palette.ops.noise import noise as draw_noise
 
-BACKENDS = ("reference", "cuda", "triton")
+BACKENDS = ("reference", "cpp", "cuda", "triton")
 
 
 def reverse_step(
