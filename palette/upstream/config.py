@@ -138,19 +138,9 @@ def to_config(
     seed = reader.integer("seed", -1)
     if seed >= 0:  # below 0 the published code draws its own
         run["seed"] = seed
-    _refuse_unknown(reader, loader)
     task, data = _task_and_data(reader, phase, found)
-    data |= {
-        "batch_size": per_process * found.processes,
-        "workers": reader.integer(f"{loader}.num_workers", 0, low=0),
-        "shuffle": reader.flag(f"{loader}.shuffle", phase == "train"),
-        "drop_last": found.drop_last,
-        "limit": found.data_length,
-        "fit": found.fit,
-        "flip": False,
-    }
-    if isinstance(found.validation_split, int):
-        data["validation"] = found.validation_split
+    data |= _loading(reader, loader, found)
+    data["batch_size"] = per_process * found.processes
     test = _schedule(found.network, "test")
     return {
         "run": run,
@@ -277,11 +267,24 @@ def _schedule(network: Mapping[str, Any], phase: str) -> dict[str, Any]:
     return options
 
 
-def _refuse_unknown(reader: Reader, loader: str) -> None:
-    """What the loader is told and cannot be honoured. Memory is pinned where there is a GPU."""
-    for name in reader.inside(loader):
+def _loading(reader: Reader, loader: str, found: Settings) -> dict[str, Any]:
+    """How samples are made and loaded; memory is pinned where there is a GPU."""
+    arguments = reader.inside(loader)
+    for name in arguments:
         if name not in _LOADER:
-            raise ConfigError(f"{loader}.{name}: not supported; there is {', '.join(_LOADER)}")
+            raise ConfigError(
+                f"{arguments.full(name)}: not supported; there is {', '.join(_LOADER)}"
+            )
+    split = found.validation_split
+    return {
+        "workers": arguments.integer("num_workers", 0, low=0),
+        "shuffle": arguments.flag("shuffle", True),
+        "drop_last": found.drop_last,
+        "limit": found.data_length,
+        "fit": found.fit,
+        "flip": False,
+        **({"validation": split} if isinstance(split, int) else {}),
+    }
 
 
 def _task_and_data(
