@@ -21,8 +21,8 @@ struct Moments {
 template <class T>
 struct Loops {
   using A = Wide<T>;
-  // One result per group, `pitch` apart; scratch holds 3 * channels.
-  void (*moments)(Rows<const T> x, int64_t rows, int64_t channels, int64_t groups, A* scratch,
+  // One result per group, `pitch` apart; scratch holds 5 * channels.
+  void (*moments)(Rows<const T> x, int64_t rows, int64_t channels, int64_t groups, double* scratch,
                   Moments* out, int64_t pitch);
   Moments (*moments_run)(const T* x, int64_t count);
   void (*apply)(Rows<const T> x, Rows<T> y, int64_t rows, int64_t channels, Affine<A*> by,
@@ -51,7 +51,7 @@ Partials moments_of_rows(const Image& x, int64_t groups, const Loops<T>& kernels
   auto moments = buffer<Moments>(x.batch * groups * pieces.count);
   const T* data = x.tensor.const_data_ptr<T>();
   for_pieces(x.batch, pieces, x.channels, false, [&](int64_t n, int64_t piece) {
-    const auto scratch = buffer<Wide<T>>(3 * x.channels);
+    const auto scratch = buffer<double>(5 * x.channels);
     const T* from = data + n * x.batch_stride + pieces.begin(piece) * x.pixel_stride;
     Moments* out = moments.get() + n * groups * pieces.count + piece;
     kernels.moments({from, x.pixel_stride}, pieces.size(piece), x.channels, groups, scratch.get(),

@@ -8,11 +8,15 @@ namespace PALETTE_ISA {
 // Values added up one after the other before they join a longer sum.
 constexpr int64_t kRunLength = 64;
 
+// The dtype whose precision SiLU needs here: in sums over many values that of bfloat16 would show.
+template <class T>
+using Precise = std::conditional_t<std::is_same_v<T, BFloat16>, Half, T>;
+
 // dz = grad * silu'(z).
 template <class T, bool kSilu, class V>
 PALETTE_INLINE V through_silu(V grad, V z) {
   if constexpr (kSilu) {
-    const V gate = 1.0f / one_plus_exp_minus<T>(z);
+    const V gate = 1.0f / one_plus_exp_minus<Precise<T>>(z);
     return grad * (gate * fma(z, 1.0f - gate, broadcast(Wide<T>(1))));
   } else {
     return grad;
@@ -35,12 +39,12 @@ PALETTE_INLINE void sums_of_columns(Rows<const T> grad, Rows<const T> x, int64_t
     const int64_t end = begin + kRunLength < rows ? begin + kRunLength : rows;
     V part_p[kVectors] = {}, part_q[kVectors] = {};
     for (int64_t row = begin; row < end; ++row) {
-      const T* from = x.data + row * x.stride + at;
-      const T* gradient = grad.data + row * grad.stride + at;
+      V values[kVectors], gradient[kVectors];
+      load_columns<T, kVectors, kPart>(x.data + row * x.stride + at, count, values);
+      load_columns<T, kVectors, kPart>(grad.data + row * grad.stride + at, count, gradient);
       for (int v = 0; v < kVectors; ++v) {
-        const V d = load_row<T, kPart>(from + v * kLanes, count) - center[v];
-        const V dz = through_silu<T, kSilu>(load_row<T, kPart>(gradient + v * kLanes, count),
-                                            fma(d, gain[v], offset[v]));
+        const V d = values[v] - center[v];
+        const V dz = through_silu<T, kSilu>(gradient[v], fma(d, gain[v], offset[v]));
         part_p[v] += dz;
         part_q[v] = fma(dz, d, part_q[v]);
       }
@@ -119,15 +123,11 @@ PALETTE_LEAF void sums_run(const T* grad, const T* x, int64_t count, Affine<Wide
   }
 }
 
-template <class T, bool kSilu, bool kPart, class C>
-PALETTE_INLINE void input_vector(const T* grad, const T* x, T* dx, int64_t at, int64_t count,
-                                 const Affine<C>& by) {
-  const auto gain = coefficient(by.gain, at);
-  const auto d = load_row<T, kPart>(x + at, count) - coefficient(by.center, at);
-  const auto dz = through_silu<T, kSilu>(load_row<T, kPart>(grad + at, count),
-                                         fma(d, gain, coefficient(by.offset, at)));
-  const auto mean_part = fma(d, coefficient(by.slope, at), coefficient(by.base, at));
-  store_row<T, kPart>(dx + at, count, fma(dz, gain, mean_part));
+template <class T, bool kSilu, class V, class C>
+PALETTE_INLINE V input_of(V grad, V x, const Affine<C>& by, int64_t at) {
+  const V gain = coefficient(by.gain, at), d = x - coefficient(by.center, at);
+  const V dz = through_silu<T, kSilu>(grad, fma(d, gain, coefficient(by.offset, at)));
+  return fma(dz, gain, fma(d, coefficient(by.slope, at), coefficient(by.base, at)));
 }
 
 template <class T, bool kSilu, class C>
@@ -135,10 +135,20 @@ PALETTE_INLINE void input_row(const T* grad, const T* x, T* dx, int64_t width,
                               const Affine<C>& by) {
   constexpr int kLanes = Lanes<T>::kLanes;
   int64_t at = 0;
-  for (; at + kLanes <= width; at += kLanes) {
-    input_vector<T, kSilu, false>(grad, x, dx, at, kLanes, by);
+  for (; at + 2 * kLanes <= width; at += 2 * kLanes) {
+    const auto gradient = load_pair(grad + at), values = load_pair(x + at);
+    store_pair(dx + at, {input_of<T, kSilu>(gradient.low, values.low, by, at),
+                         input_of<T, kSilu>(gradient.high, values.high, by, at + kLanes)});
   }
-  if (at < width) input_vector<T, kSilu, true>(grad, x, dx, at, width - at, by);
+  if (at + kLanes <= width) {
+    store(dx + at, input_of<T, kSilu>(load(grad + at), load(x + at), by, at));
+    at += kLanes;
+  }
+  if (at < width) {
+    const int64_t rest = width - at;
+    store_part(dx + at, rest,
+               input_of<T, kSilu>(load_part(grad + at, rest), load_part(x + at, rest), by, at));
+  }
 }
 
 template <class T>

@@ -11,27 +11,29 @@ constexpr int64_t kColumns = 4;  // vectors of channels that one pass over the r
 
 // Per channel of kVectors vectors: a shift near its mean, and over all rows the sums of the
 // deviations from it and of their squares. The shift is the mean of the first rows: its distance
-// from the mean of all is at most sqrt(rows / kShiftRows) standard deviations, whatever the data,
+// from the mean of all is at most sqrt(rows / first) standard deviations, whatever the data,
 // so the sums lose no more than that ratio when the mean is taken out of them.
 template <class T, int kVectors, bool kPart>
 PALETTE_INLINE void moments_of_columns(Rows<const T> x, int64_t rows, int64_t count, Wide<T>* shift,
                                        Wide<T>* sum, Wide<T>* square) {
   using V = typename Lanes<T>::Vector;
   constexpr int kLanes = Lanes<T>::kLanes;
-  const int64_t first = rows < kShiftRows ? rows : kShiftRows;
+  const int64_t wanted = rows / 16 + 1, first = wanted < kShiftRows ? wanted : kShiftRows;
   V center[kVectors] = {}, total[kVectors] = {}, squares[kVectors] = {};
   for (int64_t row = 0; row < first; ++row) {
-    for (int v = 0; v < kVectors; ++v) {
-      center[v] += load_row<T, kPart>(x.data + row * x.stride + v * kLanes, count);
-    }
+    V values[kVectors];
+    load_columns<T, kVectors, kPart>(x.data + row * x.stride, count, values);
+    for (int v = 0; v < kVectors; ++v) center[v] += values[v];
   }
   for (int v = 0; v < kVectors; ++v) center[v] /= static_cast<Wide<T>>(first);
   for (int64_t begin = 0; begin < rows; begin += kRunLength) {
     const int64_t end = begin + kRunLength < rows ? begin + kRunLength : rows;
     V part[kVectors] = {}, part_squares[kVectors] = {};
     for (int64_t row = begin; row < end; ++row) {
+      V values[kVectors];
+      load_columns<T, kVectors, kPart>(x.data + row * x.stride, count, values);
       for (int v = 0; v < kVectors; ++v) {
-        const V d = load_row<T, kPart>(x.data + row * x.stride + v * kLanes, count) - center[v];
+        const V d = values[v] - center[v];
         part[v] += d;
         part_squares[v] = fma(d, d, part_squares[v]);
       }
@@ -48,27 +50,55 @@ PALETTE_INLINE void moments_of_columns(Rows<const T> x, int64_t rows, int64_t co
   }
 }
 
-// Moments over `columns` columns of `rows` values each, from their shifted sums.
+PALETTE_INLINE double total(const double (&parts)[8]) {
+  return ((parts[0] + parts[4]) + (parts[1] + parts[5])) +
+         ((parts[2] + parts[6]) + (parts[3] + parts[7]));
+}
+
+// Shifted sums over `rows` values of each column -> mean and m2 of each column.
 template <class A>
-PALETTE_INLINE Moments fold(const A* shift, const A* sum, const A* square, int64_t columns,
-                            int64_t rows) {
+PALETTE_INLINE void center_columns(const A* shift, const A* sum, const A* square, int64_t columns,
+                                   int64_t rows, double* mean, double* m2) {
   const double inverse = 1.0 / static_cast<double>(rows);
-  double total = 0.0;
-  for (int64_t c = 0; c < columns; ++c) total += shift[c] + sum[c] * inverse;
-  const double mean = total / static_cast<double>(columns);
-  double m2 = 0.0;
   for (int64_t c = 0; c < columns; ++c) {
-    const double step = sum[c] * inverse, d = shift[c] + step - mean;
-    m2 += (square[c] - sum[c] * step) + d * d * static_cast<double>(rows);
+    const double step = sum[c] * inverse;
+    mean[c] = shift[c] + step;
+    m2[c] = square[c] - sum[c] * step;
   }
-  return {mean, m2};
+}
+
+// Squared deviations of a column's values from a center d away from their mean.
+PALETTE_INLINE double spread(double d, double m2, double rows) { return m2 + d * d * rows; }
+
+// The moments of some columns together, in several sums side by side: one alone would spend its
+// time waiting for itself.
+PALETTE_INLINE Moments fold(const double* mean, const double* m2, int64_t columns, int64_t rows) {
+  constexpr int kSums = 8;
+  const int64_t rest = columns % kSums, whole = columns - rest;
+  double parts[kSums] = {};
+  for (int64_t c = 0; c < whole; c += kSums) {
+    for (int k = 0; k < kSums; ++k) parts[k] += mean[c + k];
+  }
+  for (int k = 0; k < rest; ++k) parts[k] += mean[whole + k];
+  const double center = total(parts) / static_cast<double>(columns);
+  const double weight = static_cast<double>(rows);
+  for (int k = 0; k < kSums; ++k) parts[k] = 0.0;
+  for (int64_t c = 0; c < whole; c += kSums) {
+    for (int k = 0; k < kSums; ++k) parts[k] += spread(mean[c + k] - center, m2[c + k], weight);
+  }
+  for (int k = 0; k < rest; ++k) {
+    parts[k] += spread(mean[whole + k] - center, m2[whole + k], weight);
+  }
+  return {center, total(parts)};
 }
 
 template <class T>
 PALETTE_LEAF void moments(Rows<const T> x, int64_t rows, int64_t width, int64_t groups,
-                          Wide<T>* scratch, Moments* out, int64_t pitch) {
+                          double* scratch, Moments* out, int64_t pitch) {
   constexpr int kLanes = Lanes<T>::kLanes;
-  Wide<T>*shift = scratch, *sum = scratch + width, *square = scratch + 2 * width;
+  double *mean = scratch, *m2 = scratch + width;
+  Wide<T>* shift = reinterpret_cast<Wide<T>*>(scratch + 2 * width);
+  Wide<T>*sum = shift + width, *square = shift + 2 * width;
   int64_t c = 0;
   for (; c + kColumns * kLanes <= width; c += kColumns * kLanes) {
     moments_of_columns<T, kColumns, false>({x.data + c, x.stride}, rows, kLanes, shift + c, sum + c,
@@ -82,10 +112,10 @@ PALETTE_LEAF void moments(Rows<const T> x, int64_t rows, int64_t width, int64_t 
     moments_of_columns<T, 1, true>({x.data + c, x.stride}, rows, width - c, shift + c, sum + c,
                                    square + c);
   }
+  center_columns(shift, sum, square, width, rows, mean, m2);
   const int64_t channels = width / groups;
   for (int64_t g = 0; g < groups; ++g) {
-    const int64_t at = g * channels;
-    out[g * pitch] = fold(shift + at, sum + at, square + at, channels, rows);
+    out[g * pitch] = fold(mean + g * channels, m2 + g * channels, channels, rows);
   }
 }
 
@@ -98,7 +128,9 @@ PALETTE_LEAF Moments moments_run(const T* x, int64_t count) {
   Moments result = {0.0, 0.0};
   if (rows > 0) {
     moments_of_columns<T, kColumns, false>({x, kWidth}, rows, kWidth, shift, sum, square);
-    result = fold(shift, sum, square, kWidth, rows);
+    double mean[kWidth], m2[kWidth];
+    center_columns(shift, sum, square, kWidth, rows, mean, m2);
+    result = fold(mean, m2, kWidth, rows);
   }
   if (rest > 0) {
     double mean = 0.0, m2 = 0.0;
@@ -115,15 +147,14 @@ PALETTE_LEAF Moments moments_run(const T* x, int64_t count) {
   return result;
 }
 
-template <class T, bool kSilu, bool kPart, class C>
-PALETTE_INLINE void apply_vector(const T* x, T* y, int64_t at, int64_t count, const Affine<C>& by) {
-  auto d = load_row<T, kPart>(x + at, count);
+template <class T, bool kSilu, class V, class C>
+PALETTE_INLINE V transform(V d, const Affine<C>& by, int64_t at) {
   if constexpr (kCentred<T>) d -= coefficient(by.center, at);
-  const auto z = fma(d, coefficient(by.gain, at), coefficient(by.offset, at));
+  const V z = fma(d, coefficient(by.gain, at), coefficient(by.offset, at));
   if constexpr (kSilu) {
-    store_row<T, kPart>(y + at, count, z / one_plus_exp_minus<T>(z));
+    return z / one_plus_exp_minus<T>(z);
   } else {
-    store_row<T, kPart>(y + at, count, z);
+    return z;
   }
 }
 
@@ -131,10 +162,18 @@ template <class T, bool kSilu, class C>
 PALETTE_INLINE void apply_row(const T* x, T* y, int64_t width, const Affine<C>& by) {
   constexpr int kLanes = Lanes<T>::kLanes;
   int64_t at = 0;
-  for (; at + kLanes <= width; at += kLanes) {
-    apply_vector<T, kSilu, false>(x, y, at, kLanes, by);
+  for (; at + 2 * kLanes <= width; at += 2 * kLanes) {
+    const auto d = load_pair(x + at);
+    store_pair(y + at,
+               {transform<T, kSilu>(d.low, by, at), transform<T, kSilu>(d.high, by, at + kLanes)});
   }
-  if (at < width) apply_vector<T, kSilu, true>(x, y, at, width - at, by);
+  if (at + kLanes <= width) {
+    store(y + at, transform<T, kSilu>(load(x + at), by, at));
+    at += kLanes;
+  }
+  if (at < width) {
+    store_part(y + at, width - at, transform<T, kSilu>(load_part(x + at, width - at), by, at));
+  }
 }
 
 template <class T>
