@@ -5,12 +5,18 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <vector>
 
 namespace palette::cuda {
 
 using torch::stable::Tensor;
+
+std::tuple<Tensor, Tensor> attention(const Tensor& qkv, int64_t heads, const std::string& order);
+
+Tensor attention_backward(const Tensor& grad, const Tensor& qkv, const Tensor& out,
+                          const Tensor& lse, int64_t heads, const std::string& order);
 
 Tensor noise(const Tensor& seeds, const Tensor& step, const std::vector<int64_t>& shape,
              int64_t stream, int64_t layer);

@@ -4,10 +4,11 @@
 //
 // The blocks of a grid run one after the other, the threads of a block as fibers that give way only
 // at barriers and warp exchanges. A barrier or exchange that some thread never reaches ends the
-// program with a message. emulate_order sets the order in which threads and blocks run: a kernel
-// with a missing barrier, or with blocks that depend on one another, gives different bits in
-// different orders. emulate_edges leaves out all but the first and last blocks of every grid, for
-// tensors too large to walk through (is an address still right beyond 2^31?).
+// program with a message. emulate_order, or EMULATE_ORDER in the environment, sets the order in
+// which threads and blocks run: a kernel with a missing barrier, or with blocks that depend on one
+// another, gives different bits in different orders. emulate_edges leaves out all but the first and
+// last blocks of every grid, for tensors too large to walk through (is an address still right
+// beyond 2^31?).
 #pragma once
 
 #include <setjmp.h>
@@ -67,7 +68,7 @@ inline Barrier block_barrier, warp_barriers[kMaxThreads / kWarp];
 inline unsigned char exchanged[kMaxThreads][8];
 inline std::function<void()> body;
 // 0: first thread first, 1: last thread first, 2: differs from round to round.
-inline int order = 0;
+inline int order = std::getenv("EMULATE_ORDER") ? std::atoi(std::getenv("EMULATE_ORDER")) : 0;
 // Blocks at either end of a grid that run; 0: all.
 inline unsigned edges = 0;
 
@@ -178,6 +179,10 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, unsigned threa
 inline void __syncthreads() { emulate::wait(emulate::block_barrier, blockDim.x); }
 inline void __syncwarp() { emulate::wait_for_warp(); }
 
+template <typename T>
+T __shfl_sync(unsigned mask, T value, unsigned lane) {
+  return emulate::exchange(mask, value, lane % emulate::kWarp);
+}
 template <typename T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
   return emulate::exchange(mask, value, threadIdx.x % emulate::kWarp + delta);

@@ -267,6 +267,12 @@ ATTENTION_CASES = [
         for order in ("legacy", "new")
     ),
     AttentionCase((1, 3 * 128, 4, 4), 2, "legacy", bf16, "channels_last"),  # 64 channels per head
+    # heads of 80 and of 5 channels
+    *(
+        AttentionCase((1, width, 3, 7), 2, order, dtype, "channels_last")
+        for width, order in [(480, "new"), (30, "legacy")]
+        for dtype in (f32, bf16)
+    ),
     AttentionCase((1, 96, 16, 16), 1, "new", f64, "channels_last"),
     AttentionCase((2, 48, 8, 8), 2, "legacy", f32, logits=30.0),  # softmax is one-hot
     AttentionCase((0, 48, 4, 4), 2),
