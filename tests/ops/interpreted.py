@@ -142,3 +142,28 @@ def test_addresses_beyond_2_to_the_31(within) -> None:
     exact.backward(grad.double())
     within(y, exact, torch.float16, 1.05)
     within(grad_x, wide.grad, torch.float16, 1.05)
+
+
+def test_opcheck_as_far_as_the_interpreter_goes(cases) -> None:
+    """Schemas tell what is changed, gradients are registered; the rest needs a GPU."""
+    importlib.import_module("palette.kernels.attention")
+    importlib.import_module("palette.kernels.reverse_step")
+    utilities = ("test_schema", "test_autograd_registration")
+    norm_case = cases.NormCase((2, 8, 3, 5), 4, torch.float32, "channels_last", film=torch.float32)
+    given = norm_case.arguments()
+    x = given["x"].requires_grad_()
+    torch.library.opcheck(
+        torch.ops.palette.group_norm_silu_triton.default,
+        (x, *list(given.values())[1:]),
+        test_utils=utilities,
+    )
+    qkv = cases.AttentionCase((2, 24, 3, 4), 2).arguments()["qkv"].requires_grad_()
+    torch.library.opcheck(
+        torch.ops.palette.attention_triton.default, (qkv, 2, "new"), test_utils=utilities
+    )
+    step = cases.StepCase(draw="seeds", history=True, mask="fraction", slot="channels_last")
+    torch.library.opcheck(
+        torch.ops.palette.reverse_step_triton.default,
+        tuple(step.arguments().values()),
+        test_utils=("test_schema",),
+    )
