@@ -40,6 +40,8 @@ def _repair_the_interpreter() -> None:
     InterpreterBuilder.create_dot = create_dot
 
 
+# Triton has wheels for Linux only.
+collect_ignore = [] if importlib.util.find_spec("triton") else ["test_triton.py"]
 _CASES = _load_cases()
 if _CASES.INTERPRETED:
     _repair_the_interpreter()
