@@ -35,43 +35,20 @@ def put(values, sample, channel, position, n, c, p, result, mask):
 
 @triton.jit
 def reverse_step_kernel(
-    state,
-    output,
+    state, output, noise, history, known, mask, slot,  # [N, C, H * W] by strides
     table,  # [S, 6] float32: a, b, c1, c2, c3, sigma
     step,  # int64, one or [N]
     seeds,  # [N] int64, or None
-    noise,
-    history,
-    known,
-    mask,
-    slot,
-    step_stride,
-    channels,
-    plane,
-    zero,
-    state_n,
-    state_c,
-    state_p,
-    output_n,
-    output_c,
-    output_p,
-    noise_n,
-    noise_c,
-    noise_p,
-    history_n,
-    history_c,
-    history_p,
-    known_n,
-    known_c,
-    known_p,
-    mask_n,
-    mask_c,
-    mask_p,
-    slot_n,
-    slot_c,
-    slot_p,
+    step_stride, channels, plane, zero,
+    state_n, state_c, state_p,
+    output_n, output_c, output_p,
+    noise_n, noise_c, noise_p,
+    history_n, history_c, history_p,
+    known_n, known_c, known_p,
+    mask_n, mask_c, mask_p,
+    slot_n, slot_c, slot_p,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     elements = channels * plane
     blocks = tl.cdiv(elements, 4 * BLOCK)
     n = (tl.program_id(0) // blocks).to(tl.int64)
@@ -111,7 +88,7 @@ def reverse_step_kernel(
 
 def _has_one_position_stride(x: Tensor) -> bool:
     h, w = x.shape[2:]
-    return h == 1 or x.stride(2) == w * x.stride(3) or (w == 1)
+    return h == 1 or w == 1 or x.stride(2) == w * x.stride(3)
 
 
 def _strides(x: Tensor | None) -> tuple[int, int, int]:
@@ -138,42 +115,21 @@ def reverse_step_triton(
     if state.numel() == 0:
         return
 
-    def readable(value: Tensor | None) -> Tensor | None:
+    def used(value: Tensor | None) -> Tensor | None:
+        """The tensor, or a copy without gaps between its rows."""
         if value is None:
             return None
         value = value.expand(state.shape)
         return value if _has_one_position_stride(value) else value.contiguous()
 
-    read = [readable(each) for each in (output, noise, known, mask)]
-    given_output, given_noise, given_known, given_mask = read
-    # where rows have gaps, a copy is worked on and copied back
-    changed = [readable(each) for each in (state, history, slot)]
-    new_state, new_history, new_slot = changed
+    tensors = [used(each) for each in (state, output, noise, history, known, mask, slot)]
+    strides = [stride for each in tensors for stride in _strides(each)]
     n, c, h, w = state.shape
-    strides = (
-        stride
-        for each in (
-            new_state,
-            given_output,
-            given_noise,
-            new_history,
-            given_known,
-            given_mask,
-            new_slot,
-        )
-        for stride in _strides(each)
-    )
     wrap_triton(reverse_step_kernel)[(n * triton.cdiv(c * h * w, 4 * BLOCK),)](
-        new_state,
-        given_output,
+        *tensors,
         table.contiguous(),
         step.contiguous(),
         None if seeds is None else seeds.contiguous(),
-        given_noise,
-        new_history,
-        given_known,
-        given_mask,
-        new_slot,
         0 if step.dim() == 0 else 1,
         c,
         h * w,
@@ -181,6 +137,6 @@ def reverse_step_triton(
         *strides,
         BLOCK=BLOCK,
     )
-    for original, used in zip((state, history, slot), changed, strict=True):
-        if original is not None and used is not None and not _has_one_position_stride(original):
-            original.copy_(used)
+    for original, worked_on in ((state, tensors[0]), (history, tensors[3]), (slot, tensors[6])):
+        if worked_on is not None and not _has_one_position_stride(original):
+            original.copy_(worked_on)

@@ -12,6 +12,60 @@ namespace {
 
 constexpr int kForwardColumns = 64;
 
+// What is known of the two rows of a lane (elements 0, 1 and elements 2, 3 of its fragments) after
+// some tiles of keys; scores are in units of log 2.
+struct Softmax {
+  float highest[2] = {-INFINITY, -INFINITY}, total[2] = {};
+
+  // Turns a tile's scores into weights relative to the new highest score; `shrink` is what the
+  // weights before are now worth.
+  template <int kColumns>
+  __device__ __forceinline__ void add(float (&scores)[kColumns / 8][4], int64_t start,
+                                      int64_t tokens, float (&shrink)[2]) {
+    const int64_t left = tokens - start - threadIdx.x % 4 * 2;
+    float now[2] = {highest[0], highest[1]}, sum[2] = {};
+#pragma unroll
+    for (int n = 0; n < kColumns / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (n * 8 + i % 2 >= left) scores[n][i] = -INFINITY;
+        now[i / 2] = fmaxf(now[i / 2], scores[n][i]);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {  // the four lanes of a row
+      now[r] = fmaxf(now[r], __shfl_xor_sync(0xffffffffu, now[r], 1));
+      now[r] = fmaxf(now[r], __shfl_xor_sync(0xffffffffu, now[r], 2));
+      shrink[r] = exp2f(highest[r] - now[r]);
+      highest[r] = now[r];
+    }
+#pragma unroll
+    for (int n = 0; n < kColumns / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        scores[n][i] = exp2f(scores[n][i] - now[i / 2]);
+        sum[i / 2] += scores[n][i];
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 1);
+      sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 2);
+      total[r] = total[r] * shrink[r] + sum[r];
+    }
+  }
+};
+
+// Multiplies the two rows of a lane by a factor each.
+template <int kTiles>
+__device__ __forceinline__ void scale_rows(float (&sums)[kTiles][4], const float (&factor)[2]) {
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[n][i] *= factor[i / 2];
+  }
+}
+
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(kAttentionThreads, 2)
     attention_kernel(const T* __restrict__ qkv, T* __restrict__ out, float* __restrict__ lse,
@@ -24,11 +78,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   const T* head = qkv + task.sample * problem.tokens * width + task.head * problem.head_step;
   const Matrix<T> q{head, width}, k{head + problem.part_step, width},
       v{head + 2 * problem.part_step, width};
-  const int column = threadIdx.x % 4 * 2;
-  const float factor = problem.scale * kLog2E;  // exp(x) = 2^(x log2 e)
-
-  // a lane holds two rows: elements 0, 1 and elements 2, 3 of its fragments
-  float highest[2] = {-INFINITY, -INFINITY}, total[2] = {}, mixed[kWidth / 8][4] = {};
+  Softmax softmax;
+  float mixed[kWidth / 8][4] = {};
   for (int64_t start = 0; start < problem.tokens; start += kColumns) {
     float weights[kColumns / 8][4] = {};
     for (int chunk = 0; chunk < task.chunks; ++chunk) {
@@ -43,57 +94,22 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
       __syncthreads();
       multiply_rows<T, kWidth, kColumns>(weights, queries, keys);
     }
-    float now[2] = {highest[0], highest[1]};
-#pragma unroll
-    for (int n = 0; n < kColumns / 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const bool exists = start + n * 8 + column + i % 2 < problem.tokens;
-        weights[n][i] = exists ? weights[n][i] * factor : -INFINITY;
-        now[i / 2] = fmaxf(now[i / 2], weights[n][i]);
-      }
-    }
-    float shrink[2], sum[2] = {};
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {  // the four lanes of a row
-      now[r] = fmaxf(now[r], __shfl_xor_sync(0xffffffffu, now[r], 1));
-      now[r] = fmaxf(now[r], __shfl_xor_sync(0xffffffffu, now[r], 2));
-      shrink[r] = exp2f(highest[r] - now[r]);
-      highest[r] = now[r];
-    }
-#pragma unroll
-    for (int n = 0; n < kColumns / 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        weights[n][i] = exp2f(weights[n][i] - now[i / 2]);
-        sum[i / 2] += weights[n][i];
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 1);
-      sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 2);
-      total[r] = total[r] * shrink[r] + sum[r];
-    }
-#pragma unroll
-    for (int n = 0; n < kWidth / 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) mixed[n][i] *= shrink[i / 2];
-    }
+    float shrink[2];
+    const float units[2] = {problem.scale * kLog2E, problem.scale * kLog2E};
+    scale_rows(weights, units);
+    softmax.add<kColumns>(weights, start, problem.tokens, shrink);
+    scale_rows(mixed, shrink);
     mix<T, kWidth, kColumns>(mixed, weights, values);
   }
-#pragma unroll
-  for (int n = 0; n < kWidth / 8; ++n) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) mixed[n][i] = mixed[n][i] / total[i / 2];
-  }
+  const float share[2] = {1.0f / softmax.total[0], 1.0f / softmax.total[1]};
+  scale_rows(mixed, share);
   store_rows<T, kWidth>(out, mixed, task, task.head * problem.size, problem);
-  if (task.chunk == 0 && column == 0) {
+  if (task.chunk == 0 && threadIdx.x % 4 == 0) {
     for (int r = 0; r < 2; ++r) {
       const int64_t token = task.row + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + 8 * r;
       if (token < problem.tokens) {
         lse[(task.sample * problem.heads + task.head) * problem.tokens + token] =
-            (highest[r] + log2f(total[r])) / kLog2E;
+            (softmax.highest[r] + log2f(softmax.total[r])) / kLog2E;
       }
     }
   }

@@ -79,33 +79,38 @@ __device__ __forceinline__ float clamp(float x) {  // NaN stays NaN
   return x < -1.0f ? -1.0f : x > 1.0f ? 1.0f : x;
 }
 
-__global__ void __launch_bounds__(kThreads) reverse_step_kernel(Step s) {
-  const int64_t elements = s.channels * s.plane;
-  const int64_t quads = (elements + kQuad - 1) / kQuad;
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= s.samples * quads) return;
-
+// The places of the thread's quad, and its number among the quads of the image.
+__device__ __forceinline__ Places places_of(const Step& s, int64_t sample, int64_t quad,
+                                            int64_t* counter) {
   Places at;
-  at.sample = i / quads;
-  int64_t quad = i % quads;
+  at.sample = sample;
+  *counter = quad;
   if (s.plane % kQuad == 0) {
     // Neighbouring threads take the channels of the same pixels: next to each other channels-last.
     const int64_t channel = quad % s.channels, first = quad / s.channels * kQuad;
-    quad = (channel * s.plane + first) / kQuad;
+    *counter = (channel * s.plane + first) / kQuad;
     at.count = kQuad;
     for (int j = 0; j < kQuad; ++j) {
       at.c[j] = channel;
       at.p[j] = first + j;
     }
   } else {
-    const int64_t left = elements - quad * kQuad;
+    const int64_t left = s.channels * s.plane - quad * kQuad;
     at.count = left < kQuad ? static_cast<int>(left) : kQuad;
     for (int j = 0; j < kQuad; ++j) {
       at.c[j] = (quad * kQuad + j) / s.plane;
       at.p[j] = (quad * kQuad + j) % s.plane;
     }
   }
+  return at;
+}
 
+__global__ void __launch_bounds__(kThreads) reverse_step_kernel(Step s) {
+  const int64_t quads = (s.channels * s.plane + kQuad - 1) / kQuad;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= s.samples * quads) return;
+  int64_t quad;
+  const Places at = places_of(s, i / quads, i % quads, &quad);
   const int64_t step = s.step[at.sample * s.step_stride];
   const float* row = s.table + step * 6;
   float y[kQuad], x0[kQuad], other[kQuad];
