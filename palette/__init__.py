@@ -15,10 +15,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Pipeline": "palette.pipeline",
+    "accelerate": "palette.acceleration",
+    "decelerate": "palette.acceleration",
     "load": "palette.pipeline",
 }
 
-__all__ = ["Pipeline", "__version__", "load"]
+__all__ = ["Pipeline", "__version__", "accelerate", "decelerate", "load"]
 
 _extension.attach_kernels()  # in a checkout; says nothing and does nothing elsewhere
 
