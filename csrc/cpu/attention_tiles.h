@@ -191,7 +191,7 @@ PALETTE_LEAF void multiply(int64_t rows, int64_t columns, int64_t depth, Left<A>
 // 2^t for t up to 1, as exact as results of dtype T need it; 0 far below zero. NaN stays NaN.
 template <class T>
 PALETTE_INLINE Floats exp2(Floats t) {
-  constexpr float kLowest = PALETTE_LANES == 16 ? -160.0f : -127.0f;
+  constexpr float kLowest = PALETTE_LANES == 16 ? -160.0f : -126.5f;  // its floor gives 0
   t = t < kLowest ? broadcast(kLowest) : t;
   const Floats n = floor(t), f = t - n;
   return scale_by_power(sizeof(T) == 2 ? exp2_fraction(f) : exp_fraction(f * 0.693147181f), n);

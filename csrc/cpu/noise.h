@@ -3,8 +3,6 @@
 
 #include <cstdint>
 
-#include "cpu/isa.h"
-
 namespace palette::cpu {
 
 constexpr int64_t kCounters = 64;            // Philox counters of one call of a FillNoise
@@ -22,6 +20,7 @@ struct NoiseStream {
 // of the image whose seed the stream has.
 using FillNoise = void (*)(const NoiseStream& stream, uint32_t counter, float* out);
 
-FillNoise choose_fill(Isa isa);
+// For the instruction set in use.
+FillNoise fill_noise();
 
 }  // namespace palette::cpu

@@ -43,8 +43,9 @@ struct Run {
 template <class T>
 struct Loops {
   void (*advance)(const Run& run, const Row& row, int64_t count);
-  void (*widen)(const T* from, int64_t count, float* to);
-  void (*narrow)(const float* from, int64_t count, T* to);
+  // At most kPixels elements, `step` apart in the operand.
+  void (*read)(const T* from, int64_t step, int64_t count, float* to);
+  void (*write)(const float* from, int64_t count, T* to, int64_t step);
 };
 
 }  // namespace
@@ -92,14 +93,9 @@ struct Operand {
 template <class T>
 void read(const Operand& from, int64_t n, int64_t c, int64_t begin, int64_t count, float* to) {
   const Loops<T>& kernels = loops<T>();
+  const T* data = static_cast<const T*>(from.data);
   from.lines(n, c, begin, count, [&](int64_t offset, int64_t first, int64_t length) {
-    const T* source = static_cast<const T*>(from.data) + offset;
-    T near[kPixels];
-    if (from.step != 1) {
-      for (int64_t i = 0; i < length; ++i) near[i] = source[i * from.step];
-      source = near;
-    }
-    kernels.widen(source, length, to + first);
+    kernels.read(data + offset, from.step, length, to + first);
   });
 }
 
@@ -107,12 +103,9 @@ template <class T>
 void write(const Operand& to, int64_t n, int64_t c, int64_t begin, int64_t count,
            const float* from) {
   const Loops<T>& kernels = loops<T>();
+  T* data = static_cast<T*>(to.data);
   to.lines(n, c, begin, count, [&](int64_t offset, int64_t first, int64_t length) {
-    T* target = static_cast<T*>(to.data) + offset;
-    if (to.step == 1) return kernels.narrow(from + first, length, target);
-    T near[kPixels];
-    kernels.narrow(from + first, length, near);
-    for (int64_t i = 0; i < length; ++i) target[i * to.step] = near[i];
+    kernels.write(from + first, length, data + offset, to.step);
   });
 }
 
@@ -225,7 +218,7 @@ void reverse_step(const Tensor& state, const Tensor& output, const Tensor& table
   const Operands operands = {Operand(state, state), Operand(output, state), operand(noise),
                              operand(history),      operand(known),         operand(mask),
                              operand(slot)};
-  const FillNoise fill = choose_fill(current_isa());
+  const FillNoise fill = fill_noise();
   const int64_t runs = (pixels + kPixels - 1) / kPixels;
   const int64_t grain =
       std::max<int64_t>(1, kParallelElements / (std::min(pixels, kPixels) * channels));

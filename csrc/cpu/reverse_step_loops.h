@@ -46,26 +46,50 @@ PALETTE_LEAF void advance(const Run& run, const Row& row, int64_t count) {
   if (at < count) advance_vector<true>(run, row, at, count - at);
 }
 
-template <class T>
-PALETTE_LEAF void widen_run(const T* from, int64_t count, float* to) {
+// to[i] = from[i], rounded to To where that is the narrower one.
+template <class From, class To>
+PALETTE_INLINE void convert(const From* from, int64_t count, To* to) {
   int64_t at = 0;
-  if constexpr (!std::is_same_v<T, double>) {
+  if constexpr (Lanes<From>::kLanes == Lanes<To>::kLanes) {
     for (; at + PALETTE_LANES <= count; at += PALETTE_LANES) store(to + at, load(from + at));
   }
-  for (; at < count; ++at) to[at] = static_cast<float>(from[at]);
+  for (; at < count; ++at) to[at] = static_cast<To>(from[at]);
+}
+
+// to[i * to_step] = from[i * from_step]
+template <class T>
+PALETTE_INLINE void spread(const T* from, int64_t from_step, int64_t count, T* to,
+                           int64_t to_step) {
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < count; ++i) to[i * to_step] = from[i * from_step];
 }
 
 template <class T>
-PALETTE_LEAF void narrow_run(const float* from, int64_t count, T* to) {
-  int64_t at = 0;
-  if constexpr (!std::is_same_v<T, double>) {
-    for (; at + PALETTE_LANES <= count; at += PALETTE_LANES) store(to + at, load(from + at));
+PALETTE_LEAF void read(const T* from, int64_t step, int64_t count, float* to) {
+  if (step == 1) return convert(from, count, to);
+  if constexpr (std::is_same_v<T, float>) {
+    spread(from, step, count, to, 1);
+  } else {
+    T near[kPixels];
+    spread(from, step, count, near, 1);
+    convert(near, count, to);
   }
-  for (; at < count; ++at) to[at] = static_cast<T>(from[at]);
 }
 
 template <class T>
-constexpr Loops<T> kLoops = {advance, widen_run<T>, narrow_run<T>};
+PALETTE_LEAF void write(const float* from, int64_t count, T* to, int64_t step) {
+  if (step == 1) return convert(from, count, to);
+  if constexpr (std::is_same_v<T, float>) {
+    spread(from, 1, count, to, step);
+  } else {
+    T near[kPixels];
+    convert(from, count, near);
+    spread(near, 1, count, to, step);
+  }
+}
+
+template <class T>
+constexpr Loops<T> kLoops = {advance, read<T>, write<T>};
 
 }  // namespace PALETTE_ISA
 }  // namespace

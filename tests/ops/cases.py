@@ -276,6 +276,20 @@ ATTENTION_CASES = [
     AttentionCase((1, 96, 16, 16), 1, "new", f64, "channels_last"),
     AttentionCase((2, 48, 8, 8), 2, "legacy", f32, logits=30.0),  # softmax is one-hot
     AttentionCase((0, 48, 4, 4), 2),
+    # more than a block of tokens, head dimensions 1, 5, 20, 33, 64
+    AttentionCase((2, 6, 9), 2, "new"),
+    AttentionCase((1, 30, 17), 2, "legacy", f32, "channels_last"),
+    *(
+        AttentionCase(shape, 2, order, dtype, layout, big=True)
+        for shape, order, dtype in [
+            ((1, 120, 15, 20), "legacy", f32),
+            ((1, 198, 257), "new", bf16),
+            ((1, 384, 257), "legacy", f16),
+            ((1, 192, 40, 13), "new", f32),
+            ((1, 30, 17, 16), "new", f64),
+        ]
+        for layout in ("contiguous", "channels_last")
+    ),
     # the published network at 256x256 has 16 heads of 32 at 32x32; here at 128x128
     AttentionCase((1, 1536, 16, 16), 16, "legacy", f32, "channels_last", big=True),
     AttentionCase((1, 1536, 16, 16), 16, "legacy", bf16, "channels_last", big=True),
@@ -394,4 +408,9 @@ STEP_CASES = [
     StepCase((1, 1, 1, 1), draw="seeds", history=True),
     StepCase((2, 3, 16, 16), layout="channel_slice", draw="seeds", mask="binary"),
     StepCase((0, 3, 4, 4), draw="seeds", mask="binary", slot="channels_last"),
+    # more pixels than are worked on at a time, and a number of them that four does not divide
+    StepCase((2, 3, 33, 31), draw="seeds", history=True, mask="fraction", slot="channels_last"),
+    StepCase((2, 3, 33, 31), bf16, each=True, draw="seeds", mask="full", slot="contiguous",
+             layout="wide_rows"),
+    StepCase((1, 1, 5, 1), f64, layout="transposed", slot="channels_last"),
 ]  # fmt: skip

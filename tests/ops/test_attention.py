@@ -109,9 +109,68 @@ def test_registered_op(attention_case, within) -> None:
     within(qkv.grad, exact.grad, qkv.dtype, factor)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "expanded", "wide_rows"])
+def test_gradient_in_any_layout(device, cases, within, layout) -> None:
+    qkv = cases.AttentionCase((2, 48, 3, 5), 2, layout="channels_last").arguments(device)["qkv"]
+    grad = torch.randn(2, 16, 3, 5, generator=torch.Generator().manual_seed(2))
+    grad = cases.LAYOUTS[layout](grad).to(device)
+    ops.attention(qkv.requires_grad_(), 2, "legacy").backward(grad)
+    exact = qkv.detach().cpu().double().requires_grad_()
+    MODULE.reference(exact, 2, "legacy").backward(grad.cpu().double())
+    within(qkv.grad, exact.grad, torch.float32, 64)
+
+
+@pytest.mark.parametrize(("part", "rows"), [(0, 1), (1, 15), (2, 15)], ids=["q", "k", "v"])
+def test_not_a_number_stays_in_its_head(device, cases, part, rows) -> None:
+    """In a query it spoils that query's result, in a key or value the head's."""
+    qkv = cases.AttentionCase((2, 48, 3, 5), 2, "new").arguments(device)["qkv"]
+    clean = ops.attention(qkv, 2, "new")
+    qkv[1, 16 * part + 8 + 3, 1, 2] = float("nan")  # head 1
+    out = ops.attention(qkv, 2, "new")
+    assert torch.equal(out[0], clean[0])
+    assert torch.equal(out[1, :8], clean[1, :8])
+    assert out[1, 8:].isnan().any(0).sum() == rows
+
+
+def test_a_sample_is_the_same_alone(place, device, cases) -> None:
+    if place[0] in ("reference", "sdpa"):
+        return  # torch's products depend on the shape of the batch
+    for layout in ("contiguous", "channels_last"):
+        case = cases.AttentionCase((3, 96, 17, 16), 2, layout=layout)
+        qkv = case.arguments(device)["qkv"].requires_grad_()
+        alone = qkv[1:2].detach().requires_grad_()
+        whole = ops.attention(qkv, 2, "legacy")
+        part = ops.attention(alone, 2, "legacy")
+        assert torch.equal(part[0], whole[1])
+        whole.backward(torch.sin(torch.arange(whole.numel(), device=device)).view(whole.shape))
+        grad = torch.sin(torch.arange(whole.numel(), device=device)).view(whole.shape)[1:2]
+        part.backward(grad)
+        assert torch.equal(alone.grad[0], qkv.grad[1])
+
+
+def test_same_bits_every_time_and_on_any_number_of_threads(place, device, cases) -> None:
+    def run() -> list[Tensor]:
+        qkv = cases.AttentionCase((2, 192, 19, 15), 2).arguments(device)["qkv"].requires_grad_()
+        out = ops.attention(qkv, 2, "legacy")
+        out.backward(torch.sin(torch.arange(out.numel(), device=device)).view(out.shape))
+        return [out.detach(), qkv.grad]
+
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(run())
+    torch.set_num_threads(before)
+    for first, again, *others in zip(*results, strict=True):
+        assert torch.equal(first, again)
+        if place[0] not in ("reference", "sdpa"):  # torch's sums depend on the number of threads
+            assert all(torch.equal(first, each) for each in others)
+
+
 @pytest.mark.parametrize("order", ["legacy", "new"])
-def test_gradcheck(order) -> None:
-    qkv = torch.randn(1, 12, 2, 2, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_gradcheck(cases, layout, order) -> None:
+    qkv = torch.randn(1, 12, 2, 2, dtype=torch.float64)
+    qkv = cases.LAYOUTS[layout](qkv).requires_grad_()
     with ops.use("reference"):
         assert torch.autograd.gradcheck(lambda each: ops.attention(each, 2, order), qkv)
         assert torch.autograd.gradgradcheck(lambda each: ops.attention(each, 2, order), qkv)

@@ -123,6 +123,29 @@ def test_an_image_is_the_same_alone(device, cases) -> None:
     assert torch.equal(alone["history"][0], arguments["history"][1])
 
 
+def test_same_bits_on_any_number_of_threads(device, cases) -> None:
+    case = cases.StepCase((2, 3, 65, 63), draw="seeds", history=True, slot="channels_last")
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        arguments = case.arguments(device)
+        ops.reverse_step(**arguments)
+        results.append([arguments[name] for name in ("state", "history", "slot")])
+    torch.set_num_threads(before)
+    for first, *others in zip(*results, strict=True):
+        assert all(torch.equal(first, each) for each in others)
+
+
+def test_step_outside_the_table_is_refused(place, device, cases) -> None:
+    if place[1] != "cpu" or place[0] == "triton":
+        return  # on a device nobody could be told without waiting for it
+    for step in (3, -1):
+        arguments = cases.StepCase().arguments(device)
+        arguments["step"] = torch.tensor(step)
+        with pytest.raises((RuntimeError, IndexError), match="index|step is"):
+            ops.reverse_step(**arguments)
+
+
 def test_step_is_not_advanced_and_noise_follows_it(device, cases) -> None:
     arguments = cases.StepCase(draw="seeds").arguments(device)
     start, step = arguments["state"].clone(), arguments["step"]
