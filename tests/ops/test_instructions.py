@@ -68,8 +68,16 @@ def test_every_instruction_set_is_right(op, isa) -> None:
     if NARROWER[isa] not in (None, *_extension.instruction_sets()):
         return
     process = subprocess.run(
-        [sys.executable, "-m", "pytest", "--import-mode=importlib", "-q", "-k", "cpp-on-cpu"]
-        + [Path(__file__).with_name(f"test_{op}.py")],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--import-mode=importlib",
+            "-q",
+            "-k",
+            "cpp-on-cpu",
+            Path(__file__).with_name(f"test_{op}.py"),
+        ],
         env={**os.environ, "PALETTE_CPU_ISA": isa},
         capture_output=True,
         text=True,

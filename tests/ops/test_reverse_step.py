@@ -142,7 +142,7 @@ def test_step_outside_the_table_is_refused(place, device, cases) -> None:
     for step in (3, -1):
         arguments = cases.StepCase().arguments(device)
         arguments["step"] = torch.tensor(step)
-        with pytest.raises((RuntimeError, IndexError), match="index|step is"):
+        with pytest.raises((RuntimeError, IndexError), match=r"index|step is"):
             ops.reverse_step(**arguments)
 
 
