@@ -151,7 +151,7 @@ class Scorer:
     def update_group(self, samples: Tensor, group: int) -> None:
         """Note how much the samples uint8 [K, 3, H, W] of one input differ among themselves.
 
-        The paper's two measures (appendix C): MS-SSIM of the first sample with each other one, and
+        The paper's two measures: MS-SSIM of the first sample with each other one, and
         LPIPS of consecutive samples, each averaged over the pairs. One sample alone says nothing.
         """
         check_pictures(samples, "samples")

@@ -112,8 +112,8 @@ class _Summary:
         else:
             found = inception.compute()
             how = f"{network}; {found.splits} splits"
-            few = found.splits and inception.count < 100 * found.splits
-            note = f"without splits {found.whole:.6g}" + ("; far too few images" if few else "")
+            few = inception.count < 100 * found.splits
+            note = f"without splits {found.whole:.6g}" + ("; too few images for it" if few else "")
             self._score(
                 "is", "inception score", found.mean, how, "higher", network, found.deviation, note
             )
@@ -220,7 +220,8 @@ class _Summary:
 
 def _plain(key: str) -> tuple[str, str, Better]:
     title, better = _PLAIN[key]
-    return title, "", "higher" if better == "higher" else "lower"
+    uses = "Gaussian window of 11 pixels, mean of the channels" if key == "ssim" else ""
+    return title, uses, "higher" if better == "higher" else "lower"
 
 
 def _titled(key: str, value: float) -> tuple[str, float, str, Better]:
