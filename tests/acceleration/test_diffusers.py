@@ -12,6 +12,8 @@ from torch import nn
 import palette
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers comes with palette's [test] extra")
+PlainResnetBlock2D = pytest.importorskip("diffusers.models.resnet").ResnetBlock2D
+AttnProcessor2_0 = pytest.importorskip("diffusers.models.attention_processor").AttnProcessor2_0
 
 KINDS = {
     "default": {},
@@ -216,7 +218,7 @@ def test_another_activation_stays_and_is_named(fill) -> None:
 
 
 def test_a_block_that_computes_something_else_stays() -> None:
-    class ResnetBlock2D(diffusers.models.resnet.ResnetBlock2D):
+    class ResnetBlock2D(PlainResnetBlock2D):
         def forward(self, input_tensor, temb, *args, **kwargs):
             return super().forward(input_tensor, temb) + 0.01 * input_tensor.mean()
 
@@ -229,7 +231,7 @@ def test_a_block_that_computes_something_else_stays() -> None:
 
 
 def test_a_block_of_an_unknown_version_stays() -> None:
-    block = diffusers.models.resnet.ResnetBlock2D(in_channels=32, temb_channels=8)
+    block = PlainResnetBlock2D(in_channels=32, temb_channels=8)
     del block.nonlinearity
     report = palette.accelerate(block)
     assert report.replaced == {}
@@ -238,7 +240,7 @@ def test_a_block_of_an_unknown_version_stays() -> None:
 
 def test_blocks_of_other_models(close) -> None:
     """Different groups for the two norms, no time embedding, an upsampling block by itself."""
-    block = diffusers.models.resnet.ResnetBlock2D(
+    block = PlainResnetBlock2D(
         in_channels=24, out_channels=32, temb_channels=None, groups=3, groups_out=8, up=True
     )
     x = torch.randn(2, 24, 5, 7)
@@ -275,7 +277,7 @@ def test_changes_made_afterwards_are_honoured(fill) -> None:
     x, t = x_and_t()
     calls = []
 
-    class Counting(diffusers.models.attention_processor.AttnProcessor2_0):
+    class Counting(AttnProcessor2_0):
         def __call__(self, *args, **kwargs):
             calls.append(1)
             return super().__call__(*args, **kwargs)
