@@ -32,7 +32,7 @@ asan:
 	PYTHONPATH=$(CURDIR)/build/asan \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-		pytest tests/ops
+		$(PYTHON) -m pytest -n0 tests/ops
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks \

@@ -17,6 +17,12 @@ import torch
 
 Timings = dict[str, float]
 
+
+def pytest_xdist_auto_num_workers() -> int:
+    """None: what is measured has the machine to itself."""
+    return 0
+
+
 _tables: dict[str, list[dict[str, Any]]] = {}
 
 

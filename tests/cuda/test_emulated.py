@@ -25,7 +25,7 @@ LEFT_OUT = {
 
 @pytest.mark.parametrize("op", LEFT_OUT)
 def test_tests_of_every_backend(bindings, op) -> None:
-    command = [sys.executable, "-m", "pytest", "-p", "emulated", "-q", "-x"]
+    command = [sys.executable, "-m", "pytest", "-p", "emulated", "-n0", "-x"]
     # in the place of the CPU library, so under its name
     command += [str(TESTS / f"test_{op}.py"), "-k", f"cpp-on-cpu and {LEFT_OUT[op]}"]
     environment = {

@@ -45,7 +45,7 @@ def _registered() -> None:
 
 def test_what_is_particular_to_triton() -> None:
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", str(HERE / "interpreted.py")],
+        [sys.executable, "-m", "pytest", "-n0", "-x", str(HERE / "interpreted.py")],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=HERE.parents[1],
         capture_output=True,
