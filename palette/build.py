@@ -8,7 +8,7 @@ from torch import nn
 from palette.config import Config, ConfigError
 from palette.data.dataset import TaskDataset
 from palette.data.split import open_split
-from palette.data.tasks import make_task, takes
+from palette.data.tasks import Task, make_task, takes
 from palette.diffusion.schedule import Array, Schedule, published, spaced
 from palette.models.sr3 import SR3UNet
 from palette.models.unet import UNet
@@ -64,6 +64,17 @@ def build_schedule(config: Config) -> Schedule:
     )
 
 
+def build_task(config: Config) -> Task:
+    """The task that ``config.task`` describes. Raises ValueError where its mask cannot be read."""
+    chosen = config.task
+    return make_task(chosen.name, mask=chosen.mask, quality=chosen.quality)
+
+
+def trained_tasks(config: Config) -> list[str]:
+    """Names of what a model of this config can do."""
+    return [config.task.name]
+
+
 def build_datasets(config: Config, *, split: bool = True) -> tuple[TaskDataset, TaskDataset | None]:
     """The training samples, and the fixed samples held out of training where there are any.
 
@@ -73,7 +84,7 @@ def build_datasets(config: Config, *, split: bool = True) -> tuple[TaskDataset, 
         ConfigError, ValueError: there are no pictures, or not those that the task needs.
     """
     data, size = config.data, image_size(config)
-    task = make_task(config.task.name, mask=config.task.mask)
+    task = build_task(config)
     if data.source == "pairs" and not takes(task, "condition"):
         raise ConfigError(
             f"data.source=pairs: task.name={config.task.name} takes no condition; "

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from palette import _cli_sample
+from palette._cli_arguments import positive
+
 if TYPE_CHECKING:
     from palette.config import Config
     from palette.upstream import Settings
@@ -57,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="palette", description="Palette image-to-image diffusion")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_train(commands)
-    _add_sample(commands)
+    _cli_sample.add(commands)
     _add_test(commands)
     _add_convert(commands)
     _add_info(commands)
@@ -100,7 +103,7 @@ def _add_config_options(command: argparse.ArgumentParser) -> None:
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides"
     )
     command.add_argument("-p", "--phase", choices=("train", "test"), help="the command itself")
-    command.add_argument("-b", "--batch", type=_positive, help="batch size of each process")
+    command.add_argument("-b", "--batch", type=positive, help="batch size of each process")
     command.add_argument("-gpu", "--gpu_ids", metavar="IDS", help="GPUs to use, such as 0,1")
     command.add_argument("-d", action="store_true", dest="debugging", help="the debug options")
     command.add_argument("-P", "--port", help="unused: torchrun chooses one")
@@ -135,7 +138,7 @@ def _add_test(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "checkpoint", nargs="?", help="default: resume_state of a JSON config, run.dir of a YAML"
     )
     _add_config_options(test)
-    test.add_argument("--steps", type=_positive, help="network evaluations per image")
+    test.add_argument("--steps", type=positive, help="network evaluations per image")
     test.add_argument("--solver", choices=("dpmpp_2m", "ddim", "ddpm", "unipc"))
     test.add_argument("--weights", choices=("ema", "raw"), default="ema")
     test.add_argument("--device", default="auto")
@@ -167,7 +170,7 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     convert.add_argument("target", metavar="OUT", help="file to write, .safetensors")
     convert.add_argument("--config", help="ours or a published JSON config; default: inferred")
     convert.add_argument(
-        "--image-size", type=_positive, default=256, help="training size, where no config says it"
+        "--image-size", type=positive, default=256, help="training size, where no config says it"
     )
     convert.add_argument("--weights", choices=("ema", "raw"), default="ema")
     convert.set_defaults(run=_convert)
@@ -187,53 +190,6 @@ def _convert(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    sample = commands.add_parser("sample", help="sample from a trained model on your own images")
-    sample.add_argument("checkpoint", help="run directory, checkpoint or single file")
-    sample.add_argument("--config", help="config to use in place of the saved one")
-    sample.add_argument("--input", nargs="+", required=True, help="images, or folders of images")
-    sample.add_argument("--mask", help="white = to be filled; an image or a folder of equal names")
-    sample.add_argument("--output", required=True, metavar="DIR", help="folder for the PNG files")
-    sample.add_argument("-n", "--count", type=_positive, default=1, help="samples per image")
-    sample.add_argument("--steps", type=_positive, help="network evaluations per image")
-    sample.add_argument("--solver", choices=("dpmpp_2m", "ddim", "ddpm", "unipc"))
-    sample.add_argument("--seed", type=int, default=0, help="seed of the first image")
-    sample.add_argument("--native", action="store_true", help="run at the image's own size")
-    sample.add_argument("--weights", choices=("ema", "raw"), default="ema")
-    sample.add_argument("--device", default="auto")
-    sample.add_argument(
-        "--precision", choices=("auto", "float32", "bfloat16", "float16"), default="auto"
-    )
-    sample.set_defaults(run=_sample)
-
-
-def _sample(options: argparse.Namespace) -> int:
-    from palette import pipeline
-    from palette.files import sample_files
-
-    model = pipeline.load(
-        options.checkpoint,
-        options.config,
-        weights=options.weights,
-        device=options.device,
-        precision=options.precision,
-    )
-    written = sample_files(
-        model,
-        [Path(path) for path in options.input],
-        None if options.mask is None else Path(options.mask),
-        Path(options.output),
-        count=options.count,
-        seed=options.seed,
-        steps=options.steps,
-        solver=options.solver,
-        native=options.native,
-    )
-    for path in written:
-        print(path)
-    return DONE
-
-
 def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     info = commands.add_parser("info", help="versions, devices and the backends of each op")
     info.add_argument("--json", action="store_true", help="the same as JSON")
@@ -245,13 +201,3 @@ def _info(options: argparse.Namespace) -> int:
 
     print(json.dumps(facts(), indent=2) if options.json else text(facts()))
     return DONE
-
-
-def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, wants an integer of at least 1")
-    return value

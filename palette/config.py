@@ -33,7 +33,7 @@ def _tasks() -> list[str]:
 def _masks() -> list[str]:
     from palette.data.masks import MASKS
 
-    return list(MASKS)
+    return ["auto", *MASKS]
 
 
 def _sources() -> list[str]:
@@ -114,10 +114,13 @@ class Schedule:
 class Task:
     name: str = option("inpaint", "what the model learns to do", known=_tasks, fixed=True)
     mask: str = option(
-        "hybrid",
-        "hole drawn for training, or path of a mask or a folder of masks",
+        "auto",
+        "hole in training, or path of masks; auto: hybrid, or to uncrop as in the paper",
         known=_masks,
         paths=True,
+    )
+    quality: int | None = option(
+        None, "of restore_jpeg; null: drawn from 5 to 30 as in the paper", low=1, high=100
     )
 
 

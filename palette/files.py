@@ -2,65 +2,109 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from PIL import Image as PILImage
 from PIL.PngImagePlugin import PngInfo
 
+from palette.build import trained_tasks
+from palette.data.masks import MASKS
 from palette.data.paths import scan
 from palette.pipeline import Pipeline
+
+Draw = Callable[[Path, dict[str, Any]], PILImage.Image]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wishes:
+    """What a user may say of one task; None is the task's own default.
+
+    Attributes:
+        task: which of its tasks a model of several is to do.
+        mask: to inpaint: an image for all, a folder with a mask of the same name for each, or a
+            name of ``palette.data.masks``.
+    """
+
+    task: str | None = None
+    mask: str | None = None
+
+    def only(self, task: str, *allowed: str) -> None:
+        """Raises ValueError where something is said that the task cannot make use of."""
+        for field in dataclasses.fields(self)[1:]:
+            if getattr(self, field.name) is not None and field.name not in allowed:
+                raise ValueError(f"--{field.name}: says nothing to the task {task}")
 
 
 def sample_files(
     model: Pipeline,
     inputs: list[Path],
-    mask: Path | None,
     output: Path,
+    wishes: Wishes,
     *,
     count: int = 1,
     seed: int = 0,
-    steps: int | None = None,
-    solver: str | None = None,
-    native: bool = False,
+    **options: Any,
 ) -> Iterator[Path]:
     """Sample for every image of ``inputs`` and write lossless PNG files into ``output``.
 
     Args:
-        model: an inpainting model.
+        model: for the task wanted.
         inputs: images, or folders of images.
-        mask: one image for all, or a folder with a mask of the same name for each.
         output: folder for the results, made where missing; nothing is written outside it.
+        wishes: what to do.
         count: samples per image.
         seed: the i-th picture written has seed ``seed + i``.
-        steps: network evaluations.
-        solver: reverse process.
-        native: run the network at the image's own size.
+        options: see ``palette.pipeline.Options``.
 
     Yields:
         The path of each file written. Its text chunk ``palette`` holds model, weights, seed, steps.
 
     Raises:
-        ValueError: no input, no mask for an image, or a mask of another size.
+        ValueError: no input, no mask for an image, a mask of another size, or a wish that the
+            model cannot fulfil.
     """
-    if mask is None:
-        raise ValueError("--mask: found none; inpainting wants an image whose white part is filled")
+    draw = _drawing(model, wishes)
     pictures = [path for given in inputs for path in _images(given)]
     output.mkdir(parents=True, exist_ok=True)
     names = unique([path.stem for path in pictures])
     for index, (path, name) in enumerate(zip(pictures, names, strict=True)):
-        hole = _mask_for(path, mask)
         for copy in range(count):
             number = seed + index * count + copy
-            result = model.inpaint(
-                path, hole, seed=number, steps=steps, solver=solver, native=native, progress=True
-            )
+            result = draw(path, {**options, "seed": number, "progress": True})
             target = output / (f"{name}.png" if count == 1 else f"{name}_{copy}.png")
-            write_png(target, result, model.record(number, steps=steps, solver=solver))
+            write_png(target, result, model.record(number, **options))
             yield target
+
+
+def _drawing(model: Pipeline, wishes: Wishes) -> Draw:
+    """One picture from one file, by the method of the task."""
+    task = _task(model, wishes.task)
+    if task in ("inpaint", "uncrop"):
+        wishes.only(task, "mask")
+        mask = wishes.mask
+        if mask is None:
+            raise ValueError(
+                "--mask: found none; inpainting wants an image whose white part is filled"
+            )
+        return lambda path, options: model.inpaint(path, _mask_for(path, mask), **options)
+    wishes.only(task)
+    method = getattr(model, task, model.paired)  # a task of the user's own translates pictures
+    return lambda path, options: method(path, **options)
+
+
+def _task(model: Pipeline, wanted: str | None) -> str:
+    trained = trained_tasks(model.config)
+    if wanted is None and len(trained) == 1:
+        return trained[0]
+    if wanted not in trained:
+        found = "nothing" if wanted is None else wanted
+        raise ValueError(f"--task: found {found}; {model.name} does {', '.join(trained)}")
+    return wanted
 
 
 def write_png(path: Path, image: PILImage.Image, record: dict[str, Any]) -> None:
@@ -89,15 +133,18 @@ def _found(folder: Path) -> list[Path]:
     return [Path(paths.path(index)) for index in range(len(paths))]
 
 
-def _mask_for(picture: Path, mask: Path) -> Path:
-    if not mask.exists():
-        raise FileNotFoundError(f"--mask: {mask} does not exist")
-    if not mask.is_dir():
+def _mask_for(picture: Path, mask: str) -> str:
+    if mask in MASKS:
         return mask
-    matching = [path for path in _found(mask) if path.stem == picture.stem]
+    where = Path(mask)
+    if not where.exists():
+        raise FileNotFoundError(f"--mask: {mask} does not exist, nor is there a mask of that name")
+    if not where.is_dir():
+        return mask
+    matching = [path for path in _found(where) if path.stem == picture.stem]
     if len(matching) != 1:
         raise ValueError(f"--mask: {mask} has {len(matching)} files named {picture.stem}, wants 1")
-    return matching[0]
+    return str(matching[0])
 
 
 def unique(stems: list[str]) -> list[str]:

@@ -8,236 +8,180 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image as PILImage
-from torch import Tensor, nn
+from torch import Tensor
 
 from palette import checkpoint as checkpoints
 from palette import config as configs
 from palette import upstream
-from palette.build import (
-    build_levels,
-    build_network,
-    build_schedule,
-    image_size,
-    resolve_device,
-    resolve_precision,
-)
+from palette._engine import Engine, Request
+from palette._engine import Options as Options
+from palette._pictures import Picture, like, open_mask, open_picture, recolour
+from palette.build import build_network, image_size, trained_tasks
 from palette.config import Config
-from palette.data import images, masks, region
-from palette.diffusion.sampler import Sampler
-from palette.models.layers import channels_last
-from palette.ops import noise
+from palette.data import images, region
+from palette.data.tasks import grey
 
-Picture: TypeAlias = "PILImage.Image | str | os.PathLike[str] | npt.NDArray[np.uint8] | Tensor"
-Preview: TypeAlias = Callable[[int, Tensor], Any]
-
-_CONDITION_STREAM = 1
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-@dataclass(frozen=True)
-class Request:
-    """How to sample: number of network evaluations, solver, first seed, and what to report."""
-
-    steps: int
-    solver: str
-    seed: int
-    eta: float = 0.0
-    native: bool = False
-    progress: bool = False
-    on_step: Preview | None = None
+_TASKS = frozenset(("inpaint", "uncrop", "colorize", "paired", "restore_jpeg"))  # with a method
 
 
-class Pipeline:
+class Pipeline(Engine):
     """A trained model and the tasks it can do.
 
-    Attributes:
-        network: the network, in evaluation mode.
-        config: the options it was trained with.
-        name: what it was loaded from, for the record in written pictures.
-        digest: the first characters of the weights' SHA-256.
+    Every method wants a model that was trained for its task, alone or in a mixture.
     """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        config: Config,
-        *,
-        device: str | torch.device = "auto",
-        precision: str = "auto",
-        name: str = "",
-        digest: str = "",
-    ) -> None:
-        self.device = resolve_device(device) if isinstance(device, str) else device
-        # "auto" is what it was trained in, which for published weights is float32.
-        chosen = config.train.precision if precision == "auto" else precision
-        self.dtype = resolve_precision(chosen, self.device)
-        self.network = network.eval().to(device=self.device, dtype=self.dtype)
-        channels_last(self.network)
-        self.config, self.name, self.digest = config, name, digest
-        self.schedule = build_schedule(config)
-        self._samplers: dict[tuple[str, int, float], Sampler] = {}
 
     def inpaint(
         self,
         image: Picture | list[Picture],
         mask: Picture | list[Picture],
-        *,
-        steps: int | None = None,
-        seed: int = 0,
-        solver: str | None = None,
-        eta: float | None = None,
-        native: bool = False,
-        progress: bool = False,
-        on_step: Preview | None = None,
+        **options: Unpack[Options],
     ) -> Any:
         """Fill the white part of ``mask`` in ``image``; every other pixel keeps its value.
 
+        By default the network sees the hole and as much around it, at the size it was trained for.
+
         Args:
             image: PIL image, path, uint8 array [H, W, 3] or tensor [3, H, W] in [-1, 1], or a list.
-            mask: the same kinds, white (or 1) = to be filled, of the image's size; one for all
-                images or one for each.
-            steps: network evaluations; default ``config.sample.steps``.
-            seed: image i of a list is drawn with ``seed + i``, alone or in a batch.
-            solver: dpmpp_2m, unipc, ddim or ddpm; default ``config.sample.solver``.
-            eta: noise of ddim.
-            native: show the network the whole picture at its own size, not the region of the hole.
-            progress: draw a bar on a terminal.
-            on_step: called with the step and the current estimate [N, C, H, W] of the picture.
+            mask: the same kinds, white (or 1) = to be filled, of the image's size, or a name such
+                as "center" (``palette.data.masks``); one for all images or one for each.
+            options: see :class:`Options`.
 
         Returns:
             What was given: an image for an image or path, an array for an array, a tensor for a
             tensor; a list for a list.
 
         Raises:
-            ValueError: an image is unreadable, a mask has no hole or another size.
+            ValueError: an image is unreadable, a mask has no hole or another size, or the model
+                was not trained to fill holes.
         """
-        request = self._request(steps, solver, seed, eta, native, progress, on_step)
+        self._require("inpaint", "uncrop")
+        request = self._request(**options)
         given = image if isinstance(image, list) else [image]
-        holes = mask if isinstance(mask, list) else [mask] * len(given)
-        if len(holes) != len(given):
+        masks = mask if isinstance(mask, list) else [mask] * len(given)
+        if len(masks) != len(given):
             raise ValueError(
-                f"mask: {len(holes)} masks for {len(given)} images; give 1 or one each"
+                f"mask: {len(masks)} masks for {len(given)} images; give 1 or one each"
             )
-        pictures = [_open(picture) for picture in given]
-        opened = [_open_mask(h, p) for h, p in zip(holes, pictures, strict=True)]
-        filled = self._fill(pictures, opened, request)
+        pictures = [open_picture(picture) for picture in given]
+        holes = [
+            open_mask(each, picture, request.seed + index)
+            for index, (each, picture) in enumerate(zip(masks, pictures, strict=True))
+        ]
+        filled = self._fill(pictures, holes, request)
         results = [
-            _like(source, result, hole)
-            for source, result, hole in zip(given, filled, opened, strict=True)
+            like(source, result, hole)
+            for source, result, hole in zip(given, filled, holes, strict=True)
         ]
         return results if isinstance(image, list) else results[0]
 
-    def record(
-        self, seed: int, *, steps: int | None = None, solver: str | None = None
-    ) -> dict[str, Any]:
-        """What a written picture should say of its origin, to be drawn again."""
-        request = self._request(steps=steps, solver=solver, seed=seed)
-        return {
-            "model": self.name,
-            "weights": self.digest,
-            "seed": request.seed,
-            "steps": request.steps,
-            "solver": request.solver,
-        }
+    def colorize(self, image: Picture | list[Picture], **options: Unpack[Options]) -> Any:
+        """Give grey pictures colours; colours that are there already are not looked at.
 
-    def sampler(
-        self, steps: int | None = None, solver: str | None = None, eta: float | None = None
-    ) -> Sampler:
-        """The step engine behind the methods, for a batch of any task; arguments as ``inpaint``."""
-        return self._sampler(self._request(steps, solver, eta=eta))
-
-    def complete(self, known: Tensor, mask: Tensor, seeds: Tensor, **options: Any) -> Tensor:
-        """Fill the hole of a batch at the network's size.
-
-        Args:
-            known: [N, C, H, W] in [-1, 1]; what lies in the hole is never read.
-            mask: [N, 1, H, W], 1 = hole.
-            seeds: int64 [N], one per image.
-            options: as for ``inpaint``: steps, solver, eta, progress, on_step.
-
-        Returns:
-            [N, C, H, W] float32 in [-1, 1], equal to ``known`` outside the hole.
+        A picture larger than the network's is coloured at the network's size; its own brightness
+        stays, at its own size. Arguments, result and errors as of ``inpaint``.
         """
-        request = self._request(**{"seed": 0, **options})
-        known, mask, seeds = (tensor.to(self.device) for tensor in (known, mask, seeds))
-        known = torch.where(mask.bool(), 0.0, known)
-        step = torch.zeros((), dtype=torch.int64, device=self.device)
-        fill = noise(seeds, step, known.shape[1:], stream=_CONDITION_STREAM)
-        sampler = self._sampler(request)
-        return sampler.sample(
-            known + mask * fill,
-            seeds=seeds,
-            channels=known.shape[1],
-            known=known,
-            mask=mask.to(known.dtype),
-            progress=request.progress,
-            on_step=request.on_step,
-        )
+
+        def paint(picture: PILImage.Image, request: Request) -> PILImage.Image:
+            part = self._whole(picture, request)
+            painted = self._translate(grey(images.to_tensor(part.view(picture))), request)
+            return recolour(picture, painted) if part.shrinks else painted
+
+        return self._each("colorize", image, options, paint)
+
+    def paired(self, image: Picture | list[Picture], **options: Unpack[Options]) -> Any:
+        """Make the other picture of a pair, and whatever else a task of your own makes of one.
+
+        A picture larger than the network's is translated at the network's size and enlarged
+        again. Arguments, result and errors as of ``inpaint``.
+        """
+
+        def make(picture: PILImage.Image, request: Request) -> PILImage.Image:
+            part = self._whole(picture, request)
+            other = self._translate(images.to_tensor(part.view(picture)), request)
+            return other.resize(picture.size, PILImage.Resampling.BICUBIC)
+
+        return self._each("paired", image, options, make)
+
+    def restore_jpeg(self, image: Picture | list[Picture], **options: Unpack[Options]) -> Any:
+        """Undo JPEG compression, at the picture's own size.
+
+        A picture larger than the network's is seen in tiles unless ``native``: the blocks of JPEG
+        must not be resized. Arguments, result and errors as of ``inpaint``.
+        """
+
+        def restore(picture: PILImage.Image, request: Request) -> PILImage.Image:
+            return self._translate(images.to_tensor(picture), _unscaled(request))
+
+        return self._each("restore_jpeg", image, options, restore)
 
     def _fill(
         self, pictures: list[PILImage.Image], holes: list[region.Mask], request: Request
     ) -> list[PILImage.Image]:
         results = []
         for index, (picture, hole) in enumerate(zip(pictures, holes, strict=True)):
-            size = (picture.height, picture.width) if request.native else image_size(self.config)
-            part = region.around_hole(hole, size)
-            if request.native:
-                part = region.Region(0, 0, picture.width, picture.height, *size)
+            part = region.around_hole(hole, image_size(self.config))
+            if request.tiled:
+                part = part.unscaled
+            elif request.native:
+                part = self._whole(picture, request)
             small, small_hole = region.shrink(picture, hole, part)
-            sample = self.complete(
-                images.to_tensor(small)[None],
-                torch.from_numpy(small_hole)[None, None].float(),
-                torch.tensor([request.seed + index]),
-                **_options(request),
+            sample = self._complete(
+                images.to_tensor(small)[None].to(self.device),
+                torch.from_numpy(small_hole)[None, None].float().to(self.device),
+                torch.tensor([request.seed + index], device=self.device),
+                request,
             )
             results.append(region.paste(picture, hole, part, images.to_image(sample[0].cpu())))
         return results
 
-    def _sampler(self, request: Request) -> Sampler:
-        key = (request.solver, request.steps, request.eta)
-        if key not in self._samplers:
-            self._samplers[key] = Sampler(
-                self.network,
-                build_levels(self.config, request.steps),
-                solver=request.solver,
-                prediction=self.config.model.prediction,
-                eta=request.eta,
-                dtype=self.dtype,
-            )
-        return self._samplers[key]
-
-    def _request(
+    def _each(
         self,
-        steps: int | None = None,
-        solver: str | None = None,
-        seed: int = 0,
-        eta: float | None = None,
-        native: bool = False,
-        progress: bool = False,
-        on_step: Preview | None = None,
-    ) -> Request:
-        sample = self.config.sample
-        steps = sample.steps if steps is None else steps
-        # Few steps of a network published with a thousand ancestral ones want another solver.
-        usual = (
-            "dpmpp_2m" if sample.grid == "published" and steps != sample.steps else sample.solver
-        )
-        return Request(
-            steps=steps,
-            solver=solver or usual,
-            seed=seed,
-            eta=sample.eta if eta is None else eta,
-            native=native,
-            progress=progress,
-            on_step=on_step,
-        )
+        task: str,
+        image: Picture | list[Picture],
+        options: Options,
+        make: Callable[[PILImage.Image, Request], PILImage.Image],
+    ) -> Any:
+        """``make`` of every picture, each with its own seed, as what was given."""
+        self._require(task)
+        request = self._request(**options)
+        given = image if isinstance(image, list) else [image]
+        pictures = [open_picture(picture) for picture in given]
+        results = [
+            like(source, make(picture, replace(request, seed=request.seed + index)))
+            for index, (source, picture) in enumerate(zip(given, pictures, strict=True))
+        ]
+        return results if isinstance(image, list) else results[0]
+
+    def _require(self, *tasks: str) -> None:
+        """Refuse what the model was not trained for; any of ``tasks`` will do."""
+        trained = trained_tasks(self.config)
+        own = "paired" in tasks and not _TASKS.issuperset(trained)
+        if not (set(tasks) & set(trained) or own):
+            where = f"{self.name}: " if self.name else ""
+            raise ValueError(
+                f"{where}the model was trained to {' and '.join(trained)}, not to {tasks[0]}"
+            )
+
+    def _whole(self, picture: PILImage.Image, request: Request) -> region.Region:
+        """All of the picture, at the network's size unless the request wants it at its own."""
+        size = (picture.height, picture.width)
+        own = request.native or request.tiled
+        return region.whole(size, size if own else image_size(self.config))
+
+    def _translate(self, condition: Tensor, request: Request) -> PILImage.Image:
+        """One picture drawn from one condition [C', H, W]."""
+        seeds = torch.tensor([request.seed], device=self.device)
+        return images.to_image(self._draw(condition[None].to(self.device), seeds, request)[0].cpu())
 
 
 def load(
@@ -302,45 +246,6 @@ def _read(config: str | os.PathLike[str] | Config) -> Config:
     return config if isinstance(config, Config) else upstream.read_config(config, "test")
 
 
-def _options(request: Request) -> dict[str, Any]:
-    names = ("steps", "solver", "eta", "progress", "on_step")
-    return {name: getattr(request, name) for name in names}
-
-
-def _open(picture: Picture) -> PILImage.Image:
-    if isinstance(picture, Tensor):
-        return images.to_image(picture)
-    if isinstance(picture, np.ndarray):
-        return PILImage.fromarray(picture).convert("RGB")
-    if isinstance(picture, PILImage.Image):
-        return picture.convert("RGB")
-    return images.read(picture).convert("RGB")
-
-
-def _open_mask(mask: Picture, picture: PILImage.Image) -> region.Mask:
-    size = (picture.height, picture.width)
-    if isinstance(mask, (str, os.PathLike)):
-        hole = masks.load_mask(mask)
-    elif isinstance(mask, Tensor):
-        hole = (mask.reshape(mask.shape[-2:]).cpu().numpy() > 0.5).astype(np.uint8)
-    elif isinstance(mask, np.ndarray):
-        hole = (mask > (0.5 if mask.max(initial=0) <= 1 else 127)).astype(np.uint8)
-    else:
-        hole = (np.asarray(mask.convert("L")) > 127).astype(np.uint8)
-    if hole.shape != size:
-        raise ValueError(
-            f"mask: its size {hole.shape[1]}x{hole.shape[0]} is not the image's {size[1]}x{size[0]}"
-        )
-    return hole
-
-
-def _like(
-    source: Picture, result: PILImage.Image, hole: region.Mask
-) -> PILImage.Image | npt.NDArray[np.uint8] | Tensor:
-    """The result as what was given; known values of a tensor are not rounded to 8 bits."""
-    if isinstance(source, Tensor):
-        filled = images.to_tensor(result, source.shape[0]).to(source)
-        return torch.where(torch.from_numpy(hole).to(source.device).bool(), filled, source)
-    if isinstance(source, np.ndarray):
-        return cast(npt.NDArray[np.uint8], np.asarray(result))
-    return result
+def _unscaled(request: Request) -> Request:
+    """The picture's own size; in tiles, of which a small picture needs but one, unless native."""
+    return request if request.native else replace(request, tiled=True)

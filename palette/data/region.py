@@ -7,7 +7,7 @@ known pixel of the picture keeps its value.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +38,19 @@ class Region:
         return (self.bottom - self.top, self.right - self.left)
 
     @property
+    def unscaled(self) -> Region:
+        """The same part of the picture, to be seen as it is."""
+        return replace(self, height=self.shape[0], width=self.shape[1])
+
+    @property
     def shrinks(self) -> bool:
         return (self.height, self.width) != self.shape
+
+    def view(self, image: PILImage.Image) -> PILImage.Image:
+        """This part of the picture at the size the network sees, antialiased."""
+        part = image.crop(self.box)
+        size = (self.width, self.height)
+        return part.resize(size, PILImage.Resampling.LANCZOS) if self.shrinks else part
 
 
 def around_hole(mask: Mask, size: tuple[int, int]) -> Region:
@@ -71,6 +82,16 @@ def around_hole(mask: Mask, size: tuple[int, int]) -> Region:
     height = max(1, round((bottom - top) / shrink))
     width = max(1, round((right - left) / shrink))
     return Region(left, top, right, bottom, height, width)
+
+
+def whole(picture: tuple[int, int], size: tuple[int, int]) -> Region:
+    """All of a picture of (height, width), to be seen by a network of ``size`` [height, width].
+
+    A larger picture shrinks, its aspect kept, until both sides fit; a smaller one stays.
+    """
+    factor = max(picture[0] / size[0], picture[1] / size[1], 1.0)
+    height, width = (max(1, round(side / factor)) for side in picture)
+    return Region(0, 0, picture[1], picture[0], height, width)
 
 
 def _span(first: int, last: int, length: int, limit: int) -> tuple[int, int]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from palette import ops
-from palette.data import masks
+from palette.data import degrade, masks
 from palette.data.order import Draws
 
 Entry = dict[str, Any]
@@ -44,17 +44,20 @@ def register_task(name: str) -> Callable[[Task], Task]:
     return keep
 
 
-def make_task(name: str, *, mask: str | None = None) -> Task:
-    """The task that a config names, with the mask it names where the task takes one.
+def make_task(name: str, *, mask: str | None = None, **options: Any) -> Task:
+    """The task that a config names, with those of its options that it takes.
 
-    ``mask`` None leaves the task its own default. Raises ValueError for an unknown name.
+    ``mask`` names its hole (``masks.find_mask``); the other options are the keyword arguments of
+    the tasks below. One that is None leaves the task its own default, and so does the mask "auto".
+    Raises ValueError for an unknown name.
     """
     if name not in TASKS:
         raise ValueError(f"task must be one of {', '.join(sorted(TASKS))}, got '{name}'")
     task = TASKS[name]
-    if mask is None or not takes(task, "mask"):
-        return task
-    return functools.partial(task, mask=masks.find_mask(mask))
+    given = {key: value for key, value in options.items() if value is not None and takes(task, key)}
+    if mask not in (None, "auto") and takes(task, "mask"):
+        given["mask"] = masks.find_mask(mask)
+    return functools.partial(task, **given) if given else task
 
 
 def takes(task: Task, argument: str) -> bool:
@@ -113,6 +116,16 @@ def paired(image: Tensor, seed: int, draws: Draws, *, condition: Tensor | None =
     if condition is None:
         raise ValueError("source: must give pairs for the task 'paired', such as data.source=pairs")
     return {"target": image, "condition": condition}
+
+
+@register_task("restore_jpeg")
+def restore_jpeg(image: Tensor, seed: int, draws: Draws, *, quality: int | None = None) -> Entry:
+    """Undo JPEG compression of a ``quality`` of 1 to 100, by default drawn as in the paper.
+
+    Works for any number of channels; see :func:`degrade.jpeg`.
+    """
+    chosen = degrade.paper_quality(draws) if quality is None else quality
+    return {"target": image, "condition": degrade.jpeg(image, chosen)}
 
 
 def grey(image: Tensor) -> Tensor:

@@ -92,3 +92,18 @@ def test_own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(entry["condition"], -entry["target"])
     with pytest.raises(ValueError, match="'negate' is registered already"):
         register_task("negate")(negate)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_restore_jpeg(channels: int) -> None:
+    image = _image(channels)
+    poor, good = (
+        make_task("restore_jpeg", quality=quality)(image, 0, Draws(0))["condition"]
+        for quality in (5, 95)
+    )
+    assert poor.shape == image.shape
+    assert (good - image).abs().mean() < (poor - image).abs().mean()
+    drawn = make_task("restore_jpeg")
+    assert torch.equal(
+        drawn(image, 0, Draws(3))["condition"], drawn(image, 9, Draws(3))["condition"]
+    )

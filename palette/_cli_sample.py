@@ -1,0 +1,65 @@
+"""``palette sample``: a trained model on the user's own images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from palette._cli_arguments import positive
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to those of the program."""
+    sample = commands.add_parser("sample", help="sample from a trained model on your own images")
+    sample.add_argument("checkpoint", help="run directory, checkpoint or single file")
+    sample.add_argument("--config", help="config to use in place of the saved one")
+    sample.add_argument("--input", nargs="+", required=True, help="images, or folders of images")
+    sample.add_argument("--output", required=True, metavar="DIR", help="folder for the PNG files")
+    sample.add_argument("-n", "--count", type=positive, default=1, help="samples per image")
+    sample.add_argument("--steps", type=positive, help="network evaluations per image")
+    sample.add_argument("--solver", choices=("dpmpp_2m", "ddim", "ddpm", "unipc"))
+    sample.add_argument("--seed", type=int, default=0, help="seed of the first image")
+    size = sample.add_mutually_exclusive_group()
+    size.add_argument("--native", action="store_true", help="run at the image's own size")
+    size.add_argument("--tiled", action="store_true", help="the same in overlapping tiles")
+    sample.add_argument("--weights", choices=("ema", "raw"), default="ema")
+    sample.add_argument("--device", default="auto")
+    sample.add_argument(
+        "--precision", choices=("auto", "float32", "bfloat16", "float16"), default="auto"
+    )
+    tasks = sample.add_argument_group("what to do")
+    tasks.add_argument("--task", help="which of its tasks a model of several is to do")
+    tasks.add_argument(
+        "--mask",
+        help="to inpaint: white = to be filled; an image, a folder of equal names, or a name "
+        "such as center",
+    )
+    sample.set_defaults(run=_sample)
+
+
+def _sample(options: argparse.Namespace) -> int:
+    from palette import pipeline
+    from palette.files import Wishes, sample_files
+
+    model = pipeline.load(
+        options.checkpoint,
+        options.config,
+        weights=options.weights,
+        device=options.device,
+        precision=options.precision,
+    )
+    written = sample_files(
+        model,
+        [Path(path) for path in options.input],
+        Path(options.output),
+        Wishes(task=options.task, mask=options.mask),
+        count=options.count,
+        seed=options.seed,
+        steps=options.steps,
+        solver=options.solver,
+        native=options.native,
+        tiled=options.tiled,
+    )
+    for path in written:
+        print(path)
+    return 0

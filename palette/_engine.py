@@ -1,0 +1,201 @@
+"""A trained network that samples batches of tensors: what a :class:`palette.Pipeline` drives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from palette.build import (
+    CHANNELS,
+    build_levels,
+    build_schedule,
+    image_size,
+    resolve_device,
+    resolve_precision,
+)
+from palette.config import Config
+from palette.diffusion.sampler import Sampler
+from palette.models.layers import channels_last
+from palette.models.tiled import Tiled
+from palette.ops import noise, philox
+
+Preview = Callable[[int, Tensor], Any]
+
+
+class Options(TypedDict, total=False):
+    """What every method of a pipeline takes beside its images.
+
+    Keys:
+        steps: network evaluations; default ``config.sample.steps``.
+        seed: image i of a list is drawn with ``seed + i``, alone or in a batch; default 0.
+        solver: dpmpp_2m, unipc, ddim or ddpm; default ``config.sample.solver``.
+        eta: noise of ddim: 0 none, 1 ancestral.
+        native: show the network the whole picture at its own size.
+        tiled: the picture's own size, shown to the network in overlapping tiles of its own.
+        progress: draw a bar on a terminal.
+        on_step: called with the step and the current estimate [N, C, H, W] of the picture.
+    """
+
+    steps: int | None
+    seed: int
+    solver: str | None
+    eta: float | None
+    native: bool
+    tiled: bool
+    progress: bool
+    on_step: Preview | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """How to sample: :class:`Options` with the defaults of the config."""
+
+    steps: int
+    solver: str
+    seed: int
+    eta: float = 0.0
+    native: bool = False
+    tiled: bool = False
+    progress: bool = False
+    on_step: Preview | None = None
+
+
+class Engine:
+    """A network, its schedule and the samplers made of them.
+
+    Attributes:
+        network: the network, in evaluation mode.
+        config: the options it was trained with.
+        name: what it was loaded from, for the record in written pictures.
+        digest: the first characters of the weights' SHA-256.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        config: Config,
+        *,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        name: str = "",
+        digest: str = "",
+    ) -> None:
+        self.device = resolve_device(device) if isinstance(device, str) else device
+        # "auto" is what it was trained in, which for published weights is float32.
+        chosen = config.train.precision if precision == "auto" else precision
+        self.dtype = resolve_precision(chosen, self.device)
+        self.network = network.eval().to(device=self.device, dtype=self.dtype)
+        channels_last(self.network)
+        self.config, self.name, self.digest = config, name, digest
+        self.schedule = build_schedule(config)
+        self._samplers: dict[tuple[Any, ...], Sampler] = {}
+
+    def record(self, seed: int, **options: Any) -> dict[str, Any]:
+        """What a written picture should say of its origin, to be drawn again."""
+        request = self._request(**options, seed=seed)
+        return {
+            "model": self.name,
+            "weights": self.digest,
+            "seed": request.seed,
+            "steps": request.steps,
+            "solver": request.solver,
+        }
+
+    def sampler(
+        self, steps: int | None = None, solver: str | None = None, eta: float | None = None
+    ) -> Sampler:
+        """The step engine behind the methods, for a batch of any task; arguments as ``inpaint``."""
+        return self._sampler(self._request(steps=steps, solver=solver, eta=eta))
+
+    def complete(self, known: Tensor, mask: Tensor, seeds: Tensor, **options: Any) -> Tensor:
+        """Fill the hole of a batch at the network's size.
+
+        Args:
+            known: [N, C, H, W] in [-1, 1]; what lies in the hole is never read.
+            mask: [N, 1, H, W], 1 = hole.
+            seeds: int64 [N], one per image.
+            options: as for ``inpaint``: steps, solver, eta, progress, on_step.
+
+        Returns:
+            [N, C, H, W] float32 in [-1, 1], equal to ``known`` outside the hole.
+        """
+        request = self._request(**options)
+        known, mask, seeds = (tensor.to(self.device) for tensor in (known, mask, seeds))
+        return self._complete(known, mask, seeds, request)
+
+    def _complete(self, known: Tensor, mask: Tensor, seeds: Tensor, request: Request) -> Tensor:
+        known = torch.where(mask.bool(), 0.0, known)
+        condition = known + mask * self._condition_noise(seeds, known.shape[1:])
+        return self._draw(condition, seeds, request, known=known, mask=mask.to(known.dtype))
+
+    def _draw(
+        self,
+        condition: Tensor,
+        seeds: Tensor,
+        request: Request,
+        *,
+        known: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """A batch [N, C, H, W] float32 in [-1, 1] from conditions [N, C', H, W]."""
+        return self._sampler(request).sample(
+            condition,
+            seeds=seeds,
+            channels=CHANNELS if known is None else known.shape[1],
+            known=known,
+            mask=mask,
+            progress=request.progress,
+            on_step=request.on_step,
+        )
+
+    def _condition_noise(self, seeds: Tensor, shape: torch.Size) -> Tensor:
+        step = torch.zeros((), dtype=torch.int64, device=self.device)
+        return noise(seeds, step, shape, stream=philox.CONDITION)
+
+    def _sampler(self, request: Request) -> Sampler:
+        key = (request.solver, request.steps, request.eta, request.tiled)
+        if key not in self._samplers:
+            tile = image_size(self.config)
+            self._samplers[key] = Sampler(
+                Tiled(self.network, tile) if request.tiled else self.network,
+                build_levels(self.config, request.steps),
+                solver=request.solver,
+                prediction=self.config.model.prediction,
+                eta=request.eta,
+                dtype=self.dtype,
+            )
+        return self._samplers[key]
+
+    def _request(
+        self,
+        steps: int | None = None,
+        solver: str | None = None,
+        seed: int = 0,
+        eta: float | None = None,
+        native: bool = False,
+        tiled: bool = False,
+        progress: bool = False,
+        on_step: Preview | None = None,
+    ) -> Request:
+        if native and tiled:
+            raise ValueError("native and tiled: give one of them, not both")
+        sample = self.config.sample
+        steps = sample.steps if steps is None else steps
+        # Few steps of a network published with a thousand ancestral ones want another solver.
+        usual = (
+            "dpmpp_2m" if sample.grid == "published" and steps != sample.steps else sample.solver
+        )
+        return Request(
+            steps=steps,
+            solver=solver or usual,
+            seed=seed,
+            eta=sample.eta if eta is None else eta,
+            native=native,
+            tiled=tiled,
+            progress=progress,
+            on_step=on_step,
+        )

@@ -1,0 +1,139 @@
+"""Every task from a config to a picture: a model of seconds, a foreign image of another size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import palette
+from palette.build import build_datasets, build_network
+from palette.cli import main
+from palette.data.dataset import collate
+from palette.pipeline import Pipeline
+
+TINY = """
+model: {channels: 32, channel_mults: [1], res_blocks: 1, attention_resolutions: [], prediction: v}
+data: {image_size: 16, batch_size: 8, validation: 16, flip: false}
+train: {precision: float32, steps: 60, lr: 2e-3, warmup: 5, ema_decay: 0.9, sample_every: 0}
+sample: {steps: 4}
+"""
+WIDTH, HEIGHT = 45, 28  # of the foreign image: neither square nor a multiple of anything
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory) -> Callable[..., Path]:
+    """Train the tiny model through the command line, once for each set of options."""
+    torch.set_num_threads(1)
+    runs: dict[tuple[str, ...], Path] = {}
+
+    def run(*overrides: str) -> Path:
+        if overrides not in runs:
+            folder = tmp_path_factory.mktemp("task")
+            (folder / "tiny.yaml").write_text(TINY)
+            options = ["--set", *overrides, f"run.dir={folder / 'run'}"]
+            assert main(["train", "-c", str(folder / "tiny.yaml"), *options, "--debug"]) == 0
+            runs[overrides] = folder / "run"
+        return runs[overrides]
+
+    return run
+
+
+@pytest.fixture
+def photo(tmp_path) -> Path:
+    """A smooth picture of an odd size."""
+    x, y = np.meshgrid(np.linspace(0, 1, WIDTH), np.linspace(0, 1, HEIGHT))
+    pixels = np.stack((200 * x + 20, 160 * y + 40, 120 - 80 * x * y), axis=2)
+    Image.fromarray(pixels.round().astype(np.uint8)).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def errors(model: Pipeline) -> tuple[float, float]:
+    """Mean absolute error of samples of held-out crops, before and after training, in [0, 2]."""
+    held_out = build_datasets(model.config)[1]
+    batch = collate(held_out.__getitems__([(0, index) for index in range(16)]))
+    torch.manual_seed(0)
+    untrained = Pipeline(
+        build_network(model.config), model.config, device="cpu", precision="float32"
+    )
+    mask = batch.get("mask")
+    hole = torch.ones_like(batch["target"]) if mask is None else mask.expand_as(batch["target"])
+    found = []
+    for each in (untrained, model):
+        drawn = each.sampler().sample(
+            batch["condition"],
+            seeds=batch["seed"],
+            known=None if mask is None else batch["target"],
+            mask=mask,
+        )
+        assert drawn.abs().max() <= 1
+        found.append(((drawn - batch["target"]).abs() * hole).sum() / hole.sum())
+    return found[0].item(), found[1].item()
+
+
+def sampled(run: Path, folder: Path, *arguments: str) -> Image.Image:
+    """The one picture that ``palette sample`` writes."""
+    assert main(["sample", str(run), *arguments, "--output", str(folder), "--debug"]) == 0
+    (written,) = folder.iterdir()
+    with Image.open(written) as picture:
+        return picture.convert("RGB")
+
+
+def check_learning(run: Path) -> None:
+    before, after = errors(palette.load(run))
+    assert after < 0.6 * before
+
+
+@pytest.mark.parametrize("mode", ["--seed=1", "--native", "--tiled"])
+def test_inpaint(train, photo, tmp_path, mode):
+    run = train("task.name=inpaint", "task.mask=center")
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[9:20, 12:30] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    arguments = ("--input", str(photo), mode, "--mask", str(tmp_path / "mask.png"))
+    before, after = (
+        np.asarray(Image.open(photo)),
+        np.asarray(sampled(run, tmp_path / "o", *arguments)),
+    )
+    assert after.shape == before.shape
+    assert (after[mask == 0] == before[mask == 0]).all()
+    assert (after[mask > 0] != before[mask > 0]).any()
+    check_learning(run)
+
+
+def test_colorize(train, photo, tmp_path):
+    run = train("task.name=colorize")
+    grey = Image.open(photo).convert("L")
+    grey.save(tmp_path / "grey.png")
+    out = sampled(run, tmp_path / "out", "--input", str(tmp_path / "grey.png"))
+    assert out.size == (WIDTH, HEIGHT)
+    difference = np.asarray(out.convert("L"), float) - np.asarray(grey, float)
+    assert np.abs(difference).mean() < 2  # colours out of range are clipped
+    check_learning(run)
+
+
+def test_restore_jpeg(train, photo, tmp_path):
+    run = train("task.name=restore_jpeg")
+    Image.open(photo).save(tmp_path / "bad.jpg", quality=8)
+    out = sampled(run, tmp_path / "out", "--input", str(tmp_path / "bad.jpg"))
+    assert out.size == (WIDTH, HEIGHT)
+    check_learning(run)
+
+
+def test_a_wish_that_makes_no_sense_is_one_line(train, photo, tmp_path, capsys):
+    run = train("task.name=colorize")
+    arguments = ["sample", str(run), "--input", str(photo), "--output", str(tmp_path)]
+    for wish, words in (
+        (["--mask", "center"], "--mask: says nothing to the task colorize"),
+        (["--task", "inpaint"], "does colorize"),
+    ):
+        assert main([*arguments, *wish]) == 2
+        message = capsys.readouterr().err
+        assert words in message
+        assert message.count("\n") == 1
+    with pytest.raises(ValueError, match="trained to colorize, not to inpaint"):
+        palette.load(run).inpaint(photo, "center")
