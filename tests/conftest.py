@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,17 @@ def published_shapes() -> Callable[[str], list[tuple[str, tuple[int, ...]]]]:
         return [(key, tuple(int(size) for size in shape.split(","))) for key, shape in pairs]
 
     return read
+
+
+@pytest.fixture(scope="session")
+def browser_page() -> Iterator[Any]:
+    """A page of a headless Chromium without network: see ``browser.py`` beside this file."""
+    spec = importlib.util.spec_from_file_location("browser", Path(__file__).with_name("browser.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    browser = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(browser)
+    if browser.find() is None:
+        pytest.skip(browser.ABSENT)
+    with browser.browser() as page:
+        yield page

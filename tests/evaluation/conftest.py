@@ -1,0 +1,56 @@
+"""An evaluation folder: pictures, hostile names, and scores of the built-in network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+from skimage import data
+
+from palette.metrics.folders import score_folders
+
+INPUTS, COPIES, SIDE = 6, 3, 40
+HOSTILE = '</script><img src="https://example.com/x.png" onerror="alert(1)">\udcff\u202e'
+
+
+@pytest.fixture(scope="session")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Inputs with a hole, their truth, masks and blurred samples, scored."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    for kind in ("inputs", "truth", "masks", "samples"):
+        (folder / kind).mkdir()
+    photograph = Image.fromarray(data.astronaut())
+    hole = Image.new("L", (SIDE, SIDE))
+    hole.paste(255, (10, 10, 30, 30))
+    noise = np.random.RandomState(0).randint(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
+    names = {}
+    for i in range(INPUTS):
+        truth = photograph.crop((60 * i, 20, 60 * i + 200, 220)).resize((SIDE, SIDE))
+        given = truth.copy()
+        given.paste(Image.fromarray(noise), mask=hole)
+        pictures = {"inputs": given, "truth": truth, "masks": hole}
+        for kind, picture in pictures.items():
+            picture.save(folder / kind / f"{i:05d}.png")
+        for copy in range(COPIES):
+            sample = truth.copy()
+            sample.paste(truth.filter(ImageFilter.GaussianBlur(1 + copy + i % 3)), mask=hole)
+            sample.save(folder / "samples" / f"{i:05d}_{copy}.png")
+        names[f"{i:05d}"] = HOSTILE if i == 0 else f"photo_{i}.jpg"
+    (folder / "names.json").write_text(json.dumps(names))
+    settings = {"task": "inpaint", "checkpoint": "runs/x", "digest": "0123abcd", "seed": 7}
+    settings |= {"steps": 25, "solver": "dpmpp_2m", "command": ["palette", "evaluate", "a b"]}
+    (folder / "evaluation.json").write_text(json.dumps(settings))
+    scores = score_folders(folder / "samples", folder / "truth", masks=folder / "masks")
+    found = json.loads(scores.to_json(per_image=True))
+    found["paper"] = {
+        "table": "T9",
+        "setting": "128x128 in the middle of 256x256",
+        "data": "ImageNet ctest10k",
+        "rows": [{"method": "Palette", "values": {"fid": 6.6, "pd": 59.5}}],
+        "differences": [{"what": "images", "here": "6", "paper": "10000"}],
+    }
+    (folder / "scores.json").write_text(json.dumps(found))
+    return folder
