@@ -2,7 +2,8 @@
 
 A checkpoint is a directory ``<run>/checkpoints/step_00000100``:
 
-- ``model.safetensors``, ``ema.safetensors``: raw and averaged weights
+- ``model.safetensors``, ``ema.safetensors``: raw and averaged weights; ``ema-<name>.safetensors``:
+  further averages
 - ``trainer.pt``: optimizer and position of the run, tensors and plain types only
 - ``config.yaml``: the whole config
 - ``meta.json``: step, versions, and size and SHA-256 of the other files and of itself
@@ -52,6 +53,7 @@ class Checkpoint:
     meta: dict[str, Any]
     model: dict[str, Tensor] = field(default_factory=dict)
     ema: dict[str, Tensor] = field(default_factory=dict)
+    averages: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # of ema-<name> parts
     trainer: dict[str, Any] = field(default_factory=dict)
     digest: str = ""  # first 12 digits of the SHA-256 of the file with the weights
     skipped: tuple[str, ...] = ()  # newer checkpoints passed over by latest(), with the reason
@@ -151,8 +153,8 @@ def load(path: str | Path, parts: Sequence[str] = ALL) -> Checkpoint:
     file. Every part that is loaded is verified first.
 
     Args:
-        parts: of ``model``, ``ema`` and ``trainer``, what to load; ``("ema",)`` is enough to
-            sample. An exported file has only ``ema``.
+        parts: of ``model``, ``ema``, ``ema-<name>`` and ``trainer``, what to load; ``("ema",)`` is
+            enough to sample. An exported file has only ``ema``.
 
     Raises:
         CheckpointError: it does not exist, is damaged, or is something else.
@@ -170,15 +172,15 @@ def open_model(path: str | Path, weights: str = "ema") -> Weights:
     """The weights to sample from, of anything :func:`load` takes.
 
     Args:
-        weights: ``ema`` (averaged) or ``raw``.
+        weights: ``ema`` (averaged), ``raw``, or the name of a further average, which a checkpoint
+            directory holds as ``ema-<name>.safetensors``.
 
     Raises:
         CheckpointError: as :func:`load`; an exported file has no raw weights.
     """
-    if weights not in ("ema", "raw"):
-        raise ValueError(f"weights must be ema or raw; got {weights!r}")
-    found = load(path, ("ema",) if weights == "ema" else ("model",))
-    state = found.ema if weights == "ema" else found.model
+    part = {"ema": "ema", "raw": "model"}.get(weights, f"ema-{weights}")
+    found = load(path, (part,))
+    state = {"ema": found.ema, "model": found.model}.get(part, found.averages.get(weights, {}))
     if not state:
         raise CheckpointError(f"{path}: holds no {weights} weights")
     return Weights(state, found.config, found.digest, found.step, found.skipped)
@@ -308,12 +310,13 @@ def file_digest(path: str | Path) -> str:
 
 
 def _load_directory(path: Path, parts: Sequence[str]) -> Checkpoint:
-    weights = {part: f"{part}.safetensors" for part in ("ema", "model") if part in parts}
+    weights = {part: f"{part}.safetensors" for part in sorted(parts) if part != "trainer"}
     names = [*weights.values(), "config.yaml", *(["trainer.pt"] if "trainer" in parts else [])]
     meta = verify(path, names)
     missing = [name for name in names if name not in meta["files"]]
     if missing:
-        raise CheckpointError(f"{path}: meta.json does not list {', '.join(missing)}")
+        listed = ", ".join(meta["files"])
+        raise CheckpointError(f"{path}: holds no {', '.join(missing)}; it holds {listed}")
     loaded = {part: load_safetensors(path / name)[0] for part, name in weights.items()}
     return Checkpoint(
         path=path,
@@ -321,6 +324,7 @@ def _load_directory(path: Path, parts: Sequence[str]) -> Checkpoint:
         meta=meta,
         model=loaded.get("model", {}),
         ema=loaded.get("ema", {}),
+        averages={part[4:]: loaded[part] for part in loaded if part.startswith("ema-")},
         trainer=load_torch(path / "trainer.pt") if "trainer" in parts else {},
         digest=str(meta["files"][names[0]]["sha256"])[:DIGEST],
     )

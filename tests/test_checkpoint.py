@@ -94,8 +94,24 @@ def test_open_model(tmp_path: Path) -> None:
     assert torch.equal(raw.state["half"], state(7)["half"])
     assert len(ema.digest) == len(raw.digest) == 12
     assert ema.digest != raw.digest
-    with pytest.raises(ValueError, match="weights must be ema or raw; got 'mean'"):
-        checkpoints.open_model(tmp_path, "mean")
+    with pytest.raises(CheckpointError, match=r"holds no checkpoint|holds no ema-swa.safetensors"):
+        checkpoints.open_model(tmp_path, "swa")
+
+
+def test_further_averages_have_names(tmp_path: Path) -> None:
+    path = save(tmp_path, 7)
+    packed = {name: tensor.contiguous() for name, tensor in state(3).items()}
+    checkpoints.save_file(packed, path / "ema-swa.safetensors")
+    meta = _sealed.read(path / "meta.json")
+    meta["files"]["ema-swa.safetensors"] = _sealed.facts_of(path / "ema-swa.safetensors")
+    (path / "meta.json").write_bytes(
+        _sealed.seal({key: value for key, value in meta.items() if key != "sha256"})
+    )
+    found = checkpoints.open_model(path, "swa")
+    assert torch.equal(found.state["half"], state(3)["half"])
+    assert found.digest == meta["files"]["ema-swa.safetensors"]["sha256"][:12]
+    with pytest.raises(CheckpointError, match=r"no ema-0\.9\.safetensors; it holds .*ema-swa"):
+        checkpoints.open_model(path, "0.9")
 
 
 def test_nothing_to_load(tmp_path: Path) -> None:
