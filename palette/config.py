@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -85,8 +86,8 @@ class Model:
     noise_level_embedding: bool = option(
         True, "tell the network its noise level, of sr3 only", fixed=True
     )
-    prediction: Literal["epsilon", "x0", "v"] = option(
-        "epsilon", "what the network predicts", fixed=True
+    prediction: Literal["epsilon", "x0", "v", "regression"] = option(
+        "epsilon", "what is predicted; regression: the target, in one evaluation", fixed=True
     )
     num_classes: int | None = option(
         None, "classes to condition on; null: no labels", low=1, fixed=True
@@ -317,7 +318,8 @@ def help_text() -> str:
         default = str(default).lower() if isinstance(default, bool) else default
         lines.append(f"  {key} = {default if default != '' else repr('')}{unit}")
         fixed = "; fixed once the run has started" if facts["fixed"] else ""
-        lines.append(f"      {facts['doc']} ({known.wants()}{fixed})")
+        text = f"{facts['doc']} ({known.wants()}{fixed})"
+        lines += textwrap.wrap(text, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
 
@@ -374,6 +376,11 @@ def _check_together(config: Config, origin: str) -> None:
         raise ConfigError(
             f"{origin}: schedule.start must not exceed schedule.end; "
             f"got {config.schedule.start} and {config.schedule.end}"
+        )
+    if config.model.prediction == "regression" and config.sample.steps != 1:
+        raise ConfigError(
+            f"{origin}: sample.steps must be 1 with model.prediction=regression; "
+            f"got {config.sample.steps}"
         )
     if config.data.source in ("folder", "list", "pairs") and not config.data.path:
         raise ConfigError(f"{origin}: data.path is needed with data.source={config.data.source}")

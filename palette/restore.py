@@ -22,6 +22,7 @@ from palette.data import images
 from palette.data.dataset import Batch, Batches, TaskDataset
 from palette.data.loader import Loader
 from palette.diffusion.sampler import Sampler
+from palette.diffusion.solvers import REGRESSION
 from palette.files import unique, write_png
 from palette.pipeline import Pipeline, load
 from palette.upstream import Settings
@@ -128,8 +129,9 @@ def _draw(
     target, mask = batch["target"].to(model.device), batch.get("mask")
     seeds = batch["seed"].to(model.device)
     mask = None if mask is None else mask.to(target)
-    first = torch.zeros((), dtype=torch.int64, device=model.device)
-    initial = ops.noise(seeds, first, target.shape[1:])
+    initial = torch.zeros_like(target)
+    if model.config.model.prediction != REGRESSION:
+        initial = ops.noise(seeds, 0, target.shape[1:])
     if mask is not None:
         initial = torch.where(mask.bool(), initial, target)
     frames = [initial.cpu().clone()]

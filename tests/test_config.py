@@ -242,7 +242,7 @@ def test_help_names_every_option() -> None:
     text = configs.help_text()
     for key in OPTIONS:
         assert f"  {key} = " in text
-    assert max(map(len, text.splitlines())) < 280
+    assert max(map(len, text.splitlines())) <= 100
 
 
 def test_what_a_resumed_run_may_not_change() -> None:

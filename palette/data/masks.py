@@ -67,6 +67,21 @@ def free_form(height: int, width: int, draws: Draws) -> MaskArray:
     return _filled(np.array(mask))
 
 
+def free_form_10_20(height: int, width: int, draws: Draws) -> MaskArray:
+    """Brush strokes over 10 to 20 % of the picture, as the paper tests inpainting (its table 9)."""
+    return _strokes_within(0.1, 0.2, height, width, draws)
+
+
+def free_form_20_30(height: int, width: int, draws: Draws) -> MaskArray:
+    """Brush strokes over 20 to 30 %."""
+    return _strokes_within(0.2, 0.3, height, width, draws)
+
+
+def free_form_30_40(height: int, width: int, draws: Draws) -> MaskArray:
+    """Brush strokes over 30 to 40 %."""
+    return _strokes_within(0.3, 0.4, height, width, draws)
+
+
 def irregular(height: int, width: int, draws: Draws) -> MaskArray:
     """Four to seven walks of thick segments [0.253; always between 0.15 and 0.5]."""
     for _ in range(100):
@@ -157,6 +172,9 @@ MASKS: dict[str, Mask] = {
         center,
         box,
         free_form,
+        free_form_10_20,
+        free_form_20_30,
+        free_form_30_40,
         irregular,
         hybrid,
         paper,
@@ -252,6 +270,20 @@ def _filled(mask: MaskArray) -> MaskArray:
     if not mask.any():
         mask[mask.shape[0] // 2, mask.shape[1] // 2] = 1
     return mask
+
+
+def _strokes_within(low: float, high: float, height: int, width: int, draws: Draws) -> MaskArray:
+    """Strokes added until they cover the wanted part of the picture, begun again where too much."""
+    for _ in range(100):
+        mask = np.zeros((height, width), dtype=np.uint8)
+        while mask.mean() < low:
+            mask |= free_form(height, width, draws)
+        if mask.mean() <= high:
+            return mask
+    side = math.sqrt((low + high) / 2)  # of a few pixels: a box, as near as it gets
+    box_height, box_width = max(round(height * side), 1), max(round(width * side), 1)
+    top, left = (height - box_height) // 2, (width - box_width) // 2
+    return _rectangle(height, width, top, left, box_height, box_width)
 
 
 def _box_side(length: int, draws: Draws) -> tuple[int, int]:

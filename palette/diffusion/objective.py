@@ -15,7 +15,7 @@ from torch import Tensor
 
 from palette import ops
 from palette.diffusion.schedule import Schedule
-from palette.diffusion.solvers import PREDICTIONS
+from palette.diffusion.solvers import PREDICTIONS, REGRESSION
 
 LOSSES: tuple[str, ...] = ("l2", "l1", "huber")
 
@@ -57,7 +57,8 @@ def loss(
             has them ``mask`` [N, 1, H, W] (1 = hole: the network sees clean pixels outside it, and
             only the hole counts) and ``label`` int64 [N].
         seeds: int64 [N], one per sample; may be None where ``noise`` and ``gamma`` are given.
-        prediction: "epsilon", "x0" or "v".
+        prediction: "epsilon", "x0", "v", or "regression": the network sees neither the target nor
+            noise in the hole, at the lowest level, and is to answer with the target.
         kind: "l2", "l1" or "huber" (linear beyond ``huber_delta``).
         normalise: with a mask, divide by the area of the hole. False is the published mean over
             all pixels, which shrinks with the hole.
@@ -69,6 +70,9 @@ def loss(
     """
     _check(prediction, kind, huber_delta, min_snr, label_drop, null_label)
     target, mask = batch["target"], batch.get("mask")
+    if prediction == REGRESSION:
+        gamma = target.new_full((len(target),), schedule.range[0], dtype=torch.float32)
+        noise = torch.zeros_like(target)
     if gamma is None:
         draws = ops.philox.uniform(_given(seeds), (2,), stream=ops.philox.NOISE_LEVEL)
         gamma = schedule.draw(draws[:, 0], draws[:, 1])
@@ -76,6 +80,8 @@ def loss(
         noise = ops.noise(_given(seeds), 0, target.shape[1:], stream=ops.philox.TRAINING)
     level = gamma[:, None, None, None]
     noisy = level.sqrt() * target + (1.0 - level).sqrt() * noise
+    if prediction == REGRESSION:
+        noisy = noise  # the lowest level still shows a trace of the target
     if mask is not None:
         mask = mask.to(target.dtype)
         noisy = mask * noisy + (1.0 - mask) * target
@@ -95,7 +101,7 @@ def prediction_target(prediction: str, target: Tensor, noise: Tensor, gamma: Ten
     """
     if prediction == "epsilon":
         return noise
-    if prediction == "x0":
+    if prediction in ("x0", REGRESSION):
         return target
     level = gamma[:, None, None, None]
     return level.sqrt() * noise - (1.0 - level).sqrt() * target

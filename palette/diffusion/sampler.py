@@ -20,7 +20,7 @@ from tqdm import tqdm
 from palette import ops
 from palette.diffusion.buffers import Arguments, Buffers
 from palette.diffusion.schedule import Array
-from palette.diffusion.solvers import coefficients
+from palette.diffusion.solvers import REGRESSION, coefficients
 
 OnStep = Callable[[int, Tensor], object]
 """``on_step(i, image)`` after step i (from 0), image float32 [N, C, H, W]: the clean image
@@ -45,7 +45,8 @@ class Sampler:
             computed once.
         levels: float64 [S+1], increasing, from ``schedule.spaced`` or ``schedule.published``.
         solver: "dpmpp_2m", "unipc", "ddim" or "ddpm".
-        prediction: what the network answers: "epsilon", "x0" or "v".
+        prediction: what the network answers: "epsilon", "x0", "v", or "regression", which is one
+            evaluation and begins with zeros.
         eta: share of fresh noise, for ``ddim`` only.
         guidance: weight of the label (classifier-free guidance, Ho and Salimans 2022): the answer
             is null + guidance * (labelled - null), two evaluations a step unless it is 1.
@@ -70,6 +71,9 @@ class Sampler:
     ) -> None:
         self.network = network
         self.levels: Array = np.asarray(levels, dtype=np.float64)
+        self._regresses = prediction == REGRESSION
+        if self._regresses and len(self.levels) != 2:
+            raise ValueError(f"levels has {len(self.levels)} entries, expected 2 for a regression")
         self.table = coefficients(solver, self.levels, prediction, eta)
         self.guidance = guidance
         self.dtype = dtype
@@ -119,6 +123,12 @@ class Sampler:
         Raises ValueError for shapes or numbers that do not fit each other, CancelledError when
         ``on_step`` returned False; exceptions of ``on_step`` itself pass through.
         """
+        if self._regresses and initial is None:
+            initial = condition.new_zeros(
+                (len(condition), channels, *condition.shape[2:]), dtype=torch.float32
+            )
+            if known is not None and mask is not None:
+                initial = initial + known * (1.0 - mask)
         arguments = Arguments.checked(
             condition, seeds, channels, known, mask, label, initial, self._noises(noises)
         )

@@ -17,7 +17,10 @@ import numpy as np
 
 from palette.diffusion.schedule import Array
 
-PREDICTIONS: tuple[str, ...] = ("epsilon", "x0", "v")
+REGRESSION = "regression"
+"""The image at once, from no noise: the paper's baseline, one evaluation of the same network."""
+
+PREDICTIONS: tuple[str, ...] = ("epsilon", "x0", "v", REGRESSION)
 
 
 def ddpm(levels: Array, prediction: str = "epsilon") -> Array:
@@ -182,7 +185,7 @@ def _table(
 ) -> Array:
     if prediction == "epsilon":
         a, b = np.sqrt(1.0 / levels), -np.sqrt(1.0 / levels - 1.0)
-    elif prediction == "x0":
+    elif prediction in ("x0", REGRESSION):
         a, b = np.zeros_like(levels), np.ones_like(levels)
     elif prediction == "v":
         a, b = np.sqrt(levels), -np.sqrt(1.0 - levels)

@@ -221,3 +221,11 @@ def test_bad_mask_files(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="none: no image in this folder"):
         MaskFiles(tmp_path / "none")
+
+
+@pytest.mark.parametrize(("low", "high"), [(10, 20), (20, 30), (30, 40)])
+def test_masks_of_the_papers_tables_have_its_areas(low: int, high: int) -> None:
+    for size in (256, 32):
+        areas = _areas(f"free_form_{low}_{high}", 40, size)
+        assert low / 100 <= areas.min() < areas.max() <= high / 100
+        assert areas.std() > 0.015

@@ -211,3 +211,16 @@ def test_gradient_reaches_the_network_alone() -> None:
 def test_mistakes_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         loss(Recorder(), SCHEDULE, make_batch(), None, **options)
+
+
+def test_a_regression_sees_neither_target_nor_noise() -> None:
+    for mask in (True, False):
+        batch, network = make_batch(mask=mask), Recorder()
+        result = loss(network, SCHEDULE, batch, None, prediction="regression")
+        x, gamma, _, _ = network.asked[0]
+        hole = batch["mask"] if mask else torch.ones(4, 1, 6, 6)
+        assert torch.equal(x[:, 3:], batch["target"] * (1 - hole))
+        assert torch.equal(gamma, torch.full((4,), SCHEDULE.range[0]))
+        answer = network(x, gamma, None, None)
+        squared = ((answer - batch["target"]) * hole).square().mean(dim=(1, 2, 3))
+        torch.testing.assert_close(result.per_sample, squared / hole.mean(dim=(1, 2, 3)))

@@ -403,3 +403,24 @@ def test_mistakes_are_named(change: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"condition": make_condition(), "seeds": SEEDS, **change}
     with pytest.raises(ValueError, match=message):
         Sampler(pointwise, LEVELS).sample(**arguments)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_regression_is_one_evaluation_from_zeros(solver: str) -> None:
+    condition, (known, mask) = make_condition(), make_hole()
+    asked: list[Tensor] = []
+
+    def network(x: Tensor, gamma: Tensor) -> Tensor:
+        asked.append(x.clone())
+        return pointwise(x, gamma)
+
+    sampler = Sampler(network, spaced(SCHEDULE, 1), solver=solver, prediction="regression")
+    drawn = sampler.sample(condition, seeds=SEEDS, known=known, mask=mask)
+    assert len(asked) == 1
+    assert torch.equal(asked[0][:, 2:], known * (1 - mask))
+    gamma = torch.full((5,), SCHEDULE.range[0])
+    answer = pointwise(asked[0], gamma).clamp(-1, 1)
+    torch.testing.assert_close(drawn, known * (1 - mask) + mask * answer)
+    assert torch.equal(sampler.sample(condition, seeds=SEEDS + 1, known=known, mask=mask), drawn)
+    with pytest.raises(ValueError, match="expected 2 for a regression"):
+        Sampler(network, LEVELS, prediction="regression")
