@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from palette import _cli_sample
+from palette import _cli_evaluate, _cli_sample
 from palette._cli_arguments import positive
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _cli_sample.add(commands)
     _add_test(commands)
+    _cli_evaluate.add(commands)
     _add_convert(commands)
     _add_info(commands)
     for command in commands.choices.values():
@@ -75,6 +76,7 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     train.add_argument(
         "--resume", metavar="auto|PATH", help="continue the run, or from a given checkpoint"
     )
+    train.add_argument("--preset", help="a row of the paper's tables, such as colorize-5k")
     _add_config_options(train)
     train.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
     train.add_argument("--help-config", action="store_true", help="print every option, and stop")
@@ -87,6 +89,10 @@ def _train(options: argparse.Namespace) -> int:
     if options.help_config:
         print(configs.help_text())
         return DONE
+    if options.preset is not None:
+        from palette.evaluation.presets import find_preset
+
+        options.overrides = [*find_preset(options.preset).training, *options.overrides]
     config, _ = _read_config(options, "train")
     from palette.training import run
 
@@ -111,6 +117,10 @@ def _add_config_options(command: argparse.ArgumentParser) -> None:
 
 def _read_config(options: argparse.Namespace, phase: str) -> tuple[Config, Settings | None]:
     """The config of -c, with what the command line says of it."""
+    if options.config is None and getattr(options, "preset", None) is not None:
+        from palette import config as configs
+
+        return configs.from_sections({}, overrides=options.overrides), None
     if options.config is None:
         raise ValueError(f"{phase}: no config given; say palette {phase} -c CONFIG")
     if options.phase not in (None, phase):

@@ -114,8 +114,14 @@ def score_folders(
         facts["reference folder"] = printable(truth if reference is None else reference)
         statistics = reader.statistics(files, networks, keep, cache)
     tally = scorer.gathered(shard.gather)
-    order = dict(enumerate(found))
-    return summarise(tally, networks, statistics, protocol=facts, names=order)
+    return summarise(
+        tally,
+        networks,
+        statistics,
+        protocol=facts,
+        names=dict(enumerate(found)),
+        inputs=dict(enumerate(real)) if paired else None,
+    )
 
 
 def reference_statistics(

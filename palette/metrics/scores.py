@@ -46,6 +46,8 @@ class Scores:
     """Of metrics that belong to single images: image number to value."""
     names: dict[int, str] = dataclasses.field(default_factory=dict)
     """Image number to name, where known."""
+    inputs: dict[int, str] = dataclasses.field(default_factory=dict)
+    """Number of an input to its name, for the metrics of inputs: the diversities."""
 
     def __getitem__(self, key: str) -> Score:
         """A figure by its key. Raises KeyError that says why it is absent."""
@@ -84,10 +86,14 @@ class Scores:
             content["warning"] = STAND_IN
         if per_image:
             content["per_image"] = {
-                key: {self.names.get(i, str(i)): _number(v) for i, v in values.items()}
+                key: {self._name(key, i): _number(v) for i, v in values.items()}
                 for key, values in self.per_image.items()
             }
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+    def _name(self, key: str, number: int) -> str:
+        known = self.inputs if key.startswith("diversity") else self.names
+        return known.get(number, str(number))
 
     def write(self, path: str | os.PathLike[str], *, per_image: bool = False) -> None:
         """Write the JSON; the file appears only when it is whole."""

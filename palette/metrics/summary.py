@@ -31,6 +31,7 @@ def summarise(
     *,
     protocol: Mapping[str, str | int] | None = None,
     names: Mapping[int, str] | None = None,
+    inputs: Mapping[int, str] | None = None,
 ) -> Scores:
     """All scores that can be computed, and for the others the reason why not.
 
@@ -40,6 +41,7 @@ def summarise(
         reference: statistics of real images; those of the truth where not given.
         protocol: more to say about the comparison; the counts and networks are added.
         names: image number to name.
+        inputs: input number to name, where inputs have several images.
 
     Raises:
         ValueError: nothing was scored, or the reference is of another network.
@@ -59,7 +61,8 @@ def summarise(
     facts["perceptual network"] = str(networks.perceptual.identity)
     if networks.classifier is not None:
         facts["classifier"] = str(networks.classifier.identity)
-    return Scores(summary.scores, summary.absent, facts, summary.per_image, dict(names or {}))
+    found = (summary.scores, summary.absent, facts, summary.per_image)
+    return Scores(*found, names=dict(names or {}), inputs=dict(inputs or names or {}))
 
 
 class _Summary:

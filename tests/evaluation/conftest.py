@@ -1,4 +1,4 @@
-"""An evaluation folder: pictures, hostile names, and scores of the built-in network."""
+"""An evaluation folder with hostile names, and a model of no worth to evaluate."""
 
 from __future__ import annotations
 
@@ -7,13 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageFilter
 from skimage import data
 
+from palette.cli import main
 from palette.metrics.folders import score_folders
 
 INPUTS, COPIES, SIDE = 6, 3, 40
 HOSTILE = '</script><img src="https://example.com/x.png" onerror="alert(1)">\udcff\u202e'
+
+TINY = """
+run: {dir: RUN}
+model: {channels: 32, channel_mults: [1, 1], res_blocks: 1, attention_resolutions: [8]}
+task: {name: inpaint, mask: center}
+data: {image_size: 16, batch_size: 4, validation: 7, samples_per_epoch: 64}
+train: {steps: 4, save_every: 2, log_every: 1, sample_every: 0, precision: float32}
+sample: {steps: 2, count: 2}
+"""
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +65,21 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "scores.json").write_text(json.dumps(found))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory) -> Path:
+    """Its run directory."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    config = folder / "tiny.yaml"
+    config.write_text(TINY.replace("RUN", str(folder / "run")))
+    assert main(["train", "-c", str(config), "--debug"]) == 0
+    return folder / "run"

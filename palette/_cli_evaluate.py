@@ -1,0 +1,211 @@
+"""``palette evaluate``: samples of a model, or a folder of pictures, scored."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from palette._cli_arguments import positive
+
+if TYPE_CHECKING:
+    from palette.evaluation.run import Request
+    from palette.evaluation.scoring import Scoring
+    from palette.metrics.scores import Scores
+    from palette.training.distributed import World
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to those of the program."""
+    command = commands.add_parser(
+        "evaluate", help="sample from a model and score it, or score two folders of pictures"
+    )
+    command.add_argument(
+        "checkpoint", nargs="?", help="run directory, checkpoint or file; default: run.dir"
+    )
+    command.add_argument("-c", "--config", help="default: the one saved with the checkpoint")
+    command.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides"
+    )
+    command.add_argument("--preset", help="a row of the paper's tables, such as colorize-5k")
+    command.add_argument(
+        "--output", metavar="DIR", help="default: evaluation/ in the run directory"
+    )
+    command.add_argument(
+        "--human", action="store_true", help="write a two-choice trial for people beside the page"
+    )
+    command.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
+    _add_sampling(command.add_argument_group("sampling"))
+    _add_folders(command.add_argument_group("pictures that are there already"))
+    _add_scoring(command.add_argument_group("scoring; nothing is ever downloaded"))
+    command.set_defaults(run=_evaluate)
+
+
+def _add_sampling(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--samples-per-input", type=positive, default=1, metavar="N")
+    group.add_argument(
+        "--batch-size", type=positive, default=16, metavar="N", help="evaluated at once"
+    )
+    group.add_argument("--limit", type=positive, metavar="N", help="the first so many inputs only")
+    group.add_argument("--weights", default="ema", help="ema, raw, or a further average by name")
+    group.add_argument("--seed", type=int, default=0, help="of the first input's first sample")
+    group.add_argument("--steps", type=positive, help="network evaluations per sample")
+    group.add_argument("--solver", choices=("dpmpp_2m", "ddim", "ddpm", "unipc"))
+    group.add_argument("--device", default="auto")
+    group.add_argument(
+        "--precision", choices=("auto", "float32", "bfloat16", "float16"), default="auto"
+    )
+
+
+def _add_folders(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--samples", metavar="DIR", help="pictures to score; needs --truth")
+    group.add_argument("--truth", metavar="DIR", help="of the same names (x for samples x_0, x_1)")
+    group.add_argument(
+        "--masks", metavar="DIR", help="white is the hole; one file or one of a name"
+    )
+    group.add_argument("--unpaired", action="store_true", help="two sets of pictures as such")
+    group.add_argument("--size", type=positive, help="crop and resize all to this side [pixels]")
+
+
+def _add_scoring(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--reference", metavar="DIR", help="real pictures for FID, KID, recall")
+    group.add_argument("--cache", metavar="DIR", help="for the statistics of the reference")
+    group.add_argument("--inception", metavar="PATH", help="such as inception-2015-12-05.pt")
+    group.add_argument(
+        "--network", default="random", help="random, torch-fidelity[=FILE], torchvision:NAME[=FILE]"
+    )
+    group.add_argument(
+        "--lpips", default="random", help="random, alex[=FILE], vgg[=FILE], or a TorchScript file"
+    )
+    group.add_argument("--classifier", help="for CA: torchvision:NAME[=FILE] or a TorchScript file")
+    group.add_argument("--labels", help="for CA: file of '<name> <class>' lines, or folders")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    _check(options)
+    request = None if options.samples else _request(options)
+    if options.dry_run:
+        print(_dry_run(options, request))
+        return 0
+    from palette.training.distributed import world
+
+    with world(options.device) as processes:
+        scoring = _scoring(options, processes)
+        if request is None:
+            scores = _score_folders(options, scoring, processes)
+        else:
+            from palette.evaluation.run import evaluate
+
+            scores = evaluate(request, _output(options, request), scoring, processes)
+        if processes.is_first:
+            print(scores.table(), end="")
+            if request is not None or options.output:
+                print(f"\n{_pages(_output(options, request), options.human)}")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise ValueError for arguments that do not go together."""
+    if (options.samples is None) != (options.truth is None):
+        raise ValueError("--samples and --truth: both are wanted, or a checkpoint")
+    if options.samples is None:
+        for name in ("masks", "unpaired", "size"):
+            if getattr(options, name):
+                raise ValueError(f"--{name}: goes with --samples and --truth")
+        if not (options.checkpoint or options.config or options.preset):
+            raise ValueError("evaluate: wanted is a checkpoint, or --samples DIR --truth DIR")
+        return
+    for name in ("checkpoint", "config", "preset", "overrides"):
+        if getattr(options, name):
+            raise ValueError(f"{name}: does not go with --samples, which are there already")
+    if options.unpaired and options.output:
+        raise ValueError("--output: shows samples beside their truth, which --unpaired has none of")
+
+
+def _dry_run(options: argparse.Namespace, request: Request | None) -> str:
+    from palette.evaluation import describe
+
+    if request is None:
+        return describe.folders(Path(options.samples), Path(options.truth), not options.unpaired)
+    names = ("inception", "network", "lpips", "classifier", "labels", "reference")
+    scoring = {name: getattr(options, name) for name in names}
+    return describe.evaluation(request, _output(options, request), scoring)
+
+
+def _request(options: argparse.Namespace) -> Request:
+    from palette.evaluation import presets, run
+
+    preset = None if options.preset is None else presets.find_preset(options.preset)
+    given = [] if preset is None else list(preset.evaluation)
+    if options.checkpoint is None and options.config is None and preset is not None:
+        given = [*preset.training, *given]  # what a model of this preset would bring along
+    config, split = run.read_config(
+        options.checkpoint, options.config, [*given, *options.overrides]
+    )
+    return run.Request(
+        checkpoint=options.checkpoint or config.run.dir,
+        config=config,
+        split=split,
+        weights=options.weights,
+        samples_per_input=options.samples_per_input,
+        batch_size=options.batch_size,
+        limit=options.limit,
+        seed=options.seed,
+        steps=options.steps,
+        solver=options.solver,
+        precision=options.precision,
+        preset=options.preset,
+        command=("palette", *sys.argv[1:]),
+        table=None if preset is None else preset.table,
+    )
+
+
+def _pages(output: Path, for_people: bool) -> str:
+    """What to look at in the folder of an evaluation."""
+    from palette.evaluation import human
+
+    pages = [str(output / "index.html")]
+    return "\n".join([*pages, str(human.write(output))] if for_people else pages)
+
+
+def _output(options: argparse.Namespace, request: Request | None) -> Path:
+    if options.output is None and request is not None:
+        name: str = options.preset or options.weights
+        return Path(request.config.run.dir, "evaluation", name)
+    return Path(options.output)
+
+
+def _scoring(options: argparse.Namespace, processes: World) -> Scoring:
+    from palette.evaluation.networks import open_networks
+    from palette.evaluation.scoring import Scoring
+
+    networks = open_networks(
+        options.inception,
+        options.network,
+        options.lpips,
+        options.classifier,
+        device=processes.device,
+    )
+    return Scoring(
+        networks,
+        reference=None if options.reference is None else Path(options.reference),
+        cache=None if options.cache is None else Path(options.cache),
+        labels=options.labels,
+        batch_size=options.batch_size,
+        size=None if options.size is None else (options.size, options.size),
+    )
+
+
+def _score_folders(options: argparse.Namespace, scoring: Scoring, processes: World) -> Scores:
+    from palette.evaluation.run import score_existing
+
+    return score_existing(
+        Path(options.samples),
+        Path(options.truth),
+        None if options.output is None else Path(options.output),
+        scoring,
+        processes,
+        masks=None if options.masks is None else Path(options.masks),
+        paired=not options.unpaired,
+    )

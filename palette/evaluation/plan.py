@@ -1,0 +1,157 @@
+"""What an evaluation draws: every choice that decides a pixel, and the mark that follows."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from palette.build import image_size
+from palette.config import Config
+from palette.data.dataset import TaskDataset
+from palette.evaluation.layout import EVALUATION, INPUTS, MASKS, TRUTH
+from palette.pipeline import Pipeline
+
+FORMAT = 1
+_COPY_STRIDE = 1 << 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """An evaluation before it is run. Two plans with equal pixels have equal ``mark``."""
+
+    checkpoint: str
+    """What was loaded: a path."""
+    digest: str
+    """First digits of the SHA-256 of its weights."""
+    weights: str
+    """"ema", "raw" or the name of a further average."""
+    solver: str
+    steps: int
+    """Network evaluations per sample."""
+    eta: float
+    grid: str
+    """Noise levels: "log_snr" or "published"."""
+    seed: int
+    samples_per_input: int
+    batch_size: int
+    """Samples evaluated together; another number can change the last bit of a network's answer."""
+    precision: str
+    task: str
+    mask: str | None
+    """Of the config; None where the task has none."""
+    data: dict[str, Any]
+    """source, path, fit, limit, held_out, seed (of crops, masks) and the SHA-256 of all names."""
+    images: int
+    """Number of inputs."""
+    image_size: tuple[int, int]
+    """Height and width [pixels]."""
+    pictures: tuple[str, ...] = (INPUTS, TRUTH)
+    """Folders that have a picture of every input."""
+    preset: str | None = None
+
+    @property
+    def mark(self) -> str:
+        """Twelve digits that pictures of this plan carry."""
+        return hashlib.sha256(json.dumps(self._pixels(), sort_keys=True).encode()).hexdigest()[:12]
+
+    def seed_of(self, number: int, copy: int) -> int:
+        """The seed of an input's sample: seed + number + 2^32 copy."""
+        return self.seed + number + _COPY_STRIDE * copy
+
+    def groups(self) -> list[range]:
+        """Numbers of the inputs that are drawn together, whoever draws them and when."""
+        size = max(1, self.batch_size // self.samples_per_input)
+        starts = range(0, self.images, size)
+        return [range(start, min(start + size, self.images)) for start in starts]
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``evaluation.json``."""
+        return {"format": FORMAT, **dataclasses.asdict(self), "mark": self.mark}
+
+    def differences(self, root: Path) -> list[str]:
+        """What a plan already in the folder has otherwise, as "steps: 25, not 50"; empty if none.
+
+        Raises ValueError when what lies there is no plan.
+        """
+        path = root / EVALUATION
+        if not path.exists():
+            return []
+        try:
+            found = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            raise ValueError(
+                f"{path}: not the JSON of an evaluation; choose another --output"
+            ) from None
+        if isinstance(found.get("data"), dict):
+            found["data"].pop("path", None)
+        return [
+            f"{key}: {found.get(key)}, not {value}"
+            for key, value in json.loads(json.dumps(self._pixels())).items()
+            if found.get(key) != value
+        ]
+
+    def _pixels(self) -> dict[str, Any]:
+        facts = dataclasses.asdict(self)
+        # Which weights and which pictures these are, their hashes say; both may have moved.
+        for name in ("checkpoint", "weights", "preset"):
+            del facts[name]
+        facts["data"] = {key: value for key, value in self.data.items() if key != "path"}
+        return facts
+
+
+def make_plan(
+    model: Pipeline,
+    dataset: TaskDataset,
+    config: Config,
+    *,
+    weights: str = "ema",
+    count: int | None = None,
+    samples_per_input: int = 1,
+    batch_size: int = 16,
+    seed: int = 0,
+    steps: int | None = None,
+    solver: str | None = None,
+    preset: str | None = None,
+    held_out: bool = False,
+) -> Plan:
+    """The plan of an evaluation; arguments as of :func:`palette.evaluation.run.evaluate`."""
+    record = model.record(seed, steps=steps, solver=solver)
+    images = min(len(dataset), count or len(dataset))
+    names = json.dumps([dataset.source.name(number) for number in range(images)])
+    data, first = config.data, dataset[(0, 0)]
+    pictures = {
+        INPUTS: first["condition"].shape[0] in (1, 3),
+        TRUTH: True,
+        MASKS: "mask" in first,
+    }
+    return Plan(
+        checkpoint=model.name,
+        digest=model.digest,
+        weights=weights,
+        solver=record["solver"],
+        steps=record["steps"],
+        eta=config.sample.eta,
+        grid=config.sample.grid if steps in (None, config.sample.steps) else "log_snr",
+        seed=seed,
+        samples_per_input=samples_per_input,
+        batch_size=batch_size,
+        precision=str(model.dtype).removeprefix("torch."),
+        task=config.task.name,
+        mask=config.task.mask if "mask" in first else None,
+        data={
+            "source": data.source,
+            "path": data.path,
+            "fit": data.fit,
+            "limit": data.limit,
+            "held_out": held_out,
+            "seed": config.run.seed,
+            "names_sha256": hashlib.sha256(names.encode()).hexdigest(),
+        },
+        images=images,
+        image_size=image_size(config),
+        pictures=tuple(folder for folder, there in pictures.items() if there),
+        preset=preset,
+    )

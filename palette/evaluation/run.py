@@ -1,0 +1,205 @@
+"""One evaluation, from a checkpoint or from two folders of pictures to its scores."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from palette import checkpoint as checkpoints
+from palette import config as configs
+from palette import upstream
+from palette.build import build_datasets
+from palette.config import Config
+from palette.data.dataset import TaskDataset
+from palette.evaluation import page, paper
+from palette.evaluation.drawing import draw
+from palette.evaluation.importing import bring_in
+from palette.evaluation.layout import EVALUATION, MASKS, NAMES, SAMPLES, TRUTH, Layout, write_json
+from palette.evaluation.plan import Plan, make_plan
+from palette.evaluation.progress import Bars
+from palette.evaluation.protocol import beside_the_paper
+from palette.evaluation.scoring import Scoring, score, write_scores
+from palette.metrics.pairing import list_both
+from palette.metrics.scores import Scores
+from palette.pipeline import load
+from palette.training.distributed import World
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to evaluate and how to sample; None takes what the config says."""
+
+    checkpoint: str
+    config: Config
+    split: bool = True
+    """False takes all pictures of the data, also where the config holds some out."""
+    weights: str = "ema"
+    samples_per_input: int = 1
+    limit: int | None = None
+    """Evaluate the first so many inputs only."""
+    batch_size: int = 16
+    """Samples that the network evaluates at once."""
+    seed: int = 0
+    steps: int | None = None
+    solver: str | None = None
+    precision: str = "auto"
+    preset: str | None = None
+    table: str | None = None
+    """Of the paper's figures: a key of ``paper.TABLES``; None takes the nearest."""
+    command: tuple[str, ...] = ()
+    """What was typed, for the record."""
+
+
+def read_config(
+    checkpoint: str | None, config: str | None, overrides: Sequence[str] = ()
+) -> tuple[Config, bool]:
+    """The config of an evaluation, and whether a part of its data is held out of training.
+
+    Args:
+        checkpoint: whose own config is meant where no other is given; None: the defaults.
+        config: of ours, or a published JSON one.
+        overrides: ``section.option=value``.
+
+    Raises:
+        ConfigError, CheckpointError: in one line.
+    """
+    if config is not None:
+        found, published = upstream.read_run(config, "test", overrides=overrides)
+        return found, published is None
+    if checkpoint is None:
+        return configs.from_sections({}, overrides=overrides), True
+    if upstream.is_published(upstream.find_published(checkpoint)):
+        raise configs.ConfigError(f"{checkpoint}: -c CONFIG is needed with this checkpoint")
+    text = checkpoints.load(checkpoint, ()).config
+    return configs.from_yaml(text, origin=f"{checkpoint}: its config", overrides=overrides), True
+
+
+def evaluate(request: Request, root: Path, scoring: Scoring, world: World) -> Scores:
+    """Draw what is missing, score all of it, and write the results; the same on every process.
+
+    Called again after it was killed it goes on where it was, and ends with the same scores to the
+    last digit. The input of number i has the seed ``seed + i + 2^32 k`` for its sample k.
+
+    Args:
+        request: what to evaluate.
+        root: folder of the evaluation, made where missing.
+        scoring: with what it is scored.
+        world: this process and the others; the inputs are shared out.
+
+    Raises:
+        ValueError: the folder holds another evaluation, there are no pictures, or as of
+            ``score_folders``.
+        CheckpointError: the weights are missing or damaged.
+        UnreadableImages: an input cannot be read.
+    """
+    config = request.config
+    model = load(
+        request.checkpoint,
+        config,
+        weights=request.weights,
+        device=world.device,
+        precision=request.precision,
+    )
+    dataset, held_out = _data(config, request.split)
+    plan = make_plan(
+        model,
+        dataset,
+        config,
+        weights=request.weights,
+        count=request.limit,
+        samples_per_input=request.samples_per_input,
+        batch_size=request.batch_size,
+        seed=request.seed,
+        steps=request.steps,
+        solver=request.solver,
+        preset=request.preset,
+        held_out=held_out,
+    )
+    facts = {"scoring": scoring.as_json(), "command": list(request.command)}
+    layout = _begin(plan, dataset, root, facts, world)
+    bars = Bars(active=world.is_first)
+    draw(model, dataset, plan, layout, world, bars)
+    world.wait()
+    names = {layout.name(i): dataset.source.name(i) for i in range(plan.images)}
+    if scoring.reference is not None and scoring.size is None:
+        scoring = dataclasses.replace(scoring, size=plan.image_size)
+    masks = root / MASKS if MASKS in plan.pictures else None
+    scores = score(root / SAMPLES, root / TRUTH, masks, names, scoring, world, bars)
+    bars.close()
+    table = paper.TABLES[request.table] if request.table else paper.nearest(plan.task, plan.mask)
+    if world.is_first:
+        write_scores(root, scores, beside_the_paper(table, plan, config, scoring))
+        page.write(root)
+    world.wait()
+    return scores
+
+
+def score_existing(
+    samples: Path,
+    truth: Path,
+    root: Path | None,
+    scoring: Scoring,
+    world: World,
+    *,
+    masks: Path | None = None,
+    paired: bool = True,
+) -> Scores:
+    """Score pictures that are there already.
+
+    Args:
+        samples, truth, masks, paired: as of ``score_folders``.
+        root: folder of the evaluation, which receives a copy of all pictures; None writes nothing.
+        scoring: with what they are scored.
+        world: this process and the others; the pictures are shared out.
+
+    Raises:
+        ValueError: as of ``score_folders``, or ``root`` holds something else.
+    """
+    bars = Bars(active=world.is_first)
+    if root is None or not paired:
+        names = {name: name for name in list_both(samples, truth)[1]} if paired else {}
+        return score(samples, truth, masks, names, scoring, world, bars, paired=paired)
+    names = bring_in(root, samples, truth, masks, scoring, world, bars)
+    copied = None if masks is None else root / MASKS
+    scores = score(root / SAMPLES, root / TRUTH, copied, names, scoring, world, bars)
+    bars.close()
+    if world.is_first:
+        write_scores(root, scores, None)
+        page.write(root)
+    world.wait()
+    return scores
+
+
+def _data(config: Config, split: bool) -> tuple[TaskDataset, bool]:
+    """What is evaluated, in a fixed order, and whether it was held out of training."""
+    plain = dataclasses.replace(config.data, flip=False, shuffle=False)
+    everything, held_out = build_datasets(dataclasses.replace(config, data=plain), split=split)
+    return held_out or everything, held_out is not None
+
+
+def _begin(
+    plan: Plan, dataset: TaskDataset, root: Path, facts: dict[str, Any], world: World
+) -> Layout:
+    """The folder, ready to be filled: new, or with what an earlier run of this plan left."""
+    problem = None
+    if world.is_first:
+        try:
+            found = plan.differences(root)
+            if found:
+                raise ValueError(
+                    f"{root}: holds another evaluation ({'; '.join(found)}); "
+                    "choose another --output, or remove it"
+                )
+            layout = Layout(root, plan.images, plan.mark)
+            layout.sweep()
+            names = {layout.name(i): dataset.source.name(i) for i in range(plan.images)}
+            write_json(root / NAMES, names)
+            write_json(root / EVALUATION, {**plan.as_json(), **facts})
+        except (ValueError, OSError) as error:
+            problem = error
+    problem = world.from_first(problem)
+    if problem is not None:
+        raise problem
+    return Layout(root, plan.images, plan.mark)

@@ -1,0 +1,113 @@
+"""From the pictures of an evaluation to ``scores.json``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from palette.evaluation.layout import SCORES, TABLE, write_json, write_text
+from palette.evaluation.progress import Progress
+from palette.metrics.folders import Shard, score_folders
+from palette.metrics.kept import KEPT
+from palette.metrics.pairing import labels_of_folders, read_labels
+from palette.metrics.reading import Size
+from palette.metrics.scorer import Networks
+from palette.metrics.scores import Scores
+from palette.training.distributed import World
+
+FOLDERS = "folders"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """With what samples are scored."""
+
+    networks: Networks
+    reference: Path | None = None
+    """Folder of real images for FID, KID, precision and recall; the truth where None."""
+    cache: Path | None = None
+    """Folder for the statistics of the reference."""
+    labels: str | None = None
+    """File of lines "<image name> <class number>", or "folders"."""
+    size: Size | None = None
+    """(height, width) that all pictures are cropped and resized to."""
+    batch_size: int = 16
+    keep: int = KEPT
+    """Images whose features are kept whole."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``evaluation.json``."""
+        networks = self.networks
+        classifier = networks.classifier
+        return {
+            "feature network": str(networks.extractor.identity),
+            "perceptual network": str(networks.perceptual.identity),
+            "classifier": None if classifier is None else str(classifier.identity),
+            "reference": None if self.reference is None else str(self.reference),
+            "labels": self.labels,
+            "size": self.size,
+        }
+
+
+def score(
+    samples: Path,
+    truth: Path,
+    masks: Path | None,
+    names: dict[str, str],
+    scoring: Scoring,
+    world: World,
+    progress: Progress,
+    *,
+    paired: bool = True,
+) -> Scores:
+    """Score the pictures in a folder; the same on every process, each looks at a share.
+
+    Args:
+        samples, truth, masks, paired: as of ``score_folders``.
+        names: name of a truth's file to the name that its class is known by.
+        scoring: with what.
+        world: this process and the others.
+        progress: hears how far it is.
+
+    Raises:
+        ValueError: as of ``score_folders``, or a picture has no class.
+    """
+    return score_folders(
+        samples,
+        truth,
+        reference=scoring.reference,
+        masks=masks,
+        labels=None if scoring.labels is None else _labels(scoring.labels, names),
+        networks=scoring.networks,
+        paired=paired,
+        size=scoring.size,
+        batch_size=scoring.batch_size,
+        cache=scoring.cache,
+        keep=scoring.keep,
+        shard=Shard(world.rank, world.size, world.gather),
+        progress=progress,
+    )
+
+
+def _labels(source: str, names: dict[str, str]) -> dict[str, int]:
+    """Class of each input; a file may call an image by its path or by its last part alone."""
+    plain = {number: str(PurePosixPath(name).with_suffix("")) for number, name in names.items()}
+    by_folder = source == FOLDERS
+    known = labels_of_folders(list(plain.values())) if by_folder else read_labels(source)
+    found = {
+        number: known.get(name, known.get(PurePosixPath(name).name))
+        for number, name in plain.items()
+    }
+    lonely = [names[number] for number, label in found.items() if label is None]
+    if lonely:
+        raise ValueError(f"{source}: no class of {len(lonely)} inputs, the first is '{lonely[0]}'")
+    return {number: label for number, label in found.items() if label is not None}
+
+
+def write_scores(root: Path, scores: Scores, paper: dict[str, Any] | None) -> None:
+    """Write ``scores.json``, with a value for each image, and the same as a table."""
+    content = json.loads(scores.to_json(per_image=True))
+    write_json(root / SCORES, {**content, "paper": paper})
+    write_text(root / TABLE, scores.table())

@@ -1,0 +1,170 @@
+"""An evaluation from the command line: what it leaves, and that it can be killed and shared out."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from palette.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """What was found, without the names of folders."""
+    found = json.loads((folder / "scores.json").read_text())
+    return {key: found[key] for key in ("scores", "absent", "per_image", "paper")}
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))
+    }
+
+
+def evaluate(run: Path, output: Path, *more: str) -> int:
+    return main(["evaluate", str(run), "--output", str(output), "--debug", *more])
+
+
+@pytest.fixture(scope="module")
+def straight(run, tmp_path_factory) -> Path:
+    """An evaluation that nobody disturbed: 7 inputs, 3 samples each."""
+    output = tmp_path_factory.mktemp("straight")
+    assert main(_command(run, output)) == 0
+    return output
+
+
+def test_it_leaves_what_it_promises(run, straight):
+    names = json.loads((straight / "names.json").read_text())
+    plan = json.loads((straight / "evaluation.json").read_text())
+    found = results(straight)
+    numbers = [f"{number:05d}" for number in range(7)]
+    assert list(names) == numbers
+    assert names["00000"].startswith("astronaut")
+    for folder in ("inputs", "truth", "masks"):
+        assert sorted(path.stem for path in (straight / folder).iterdir()) == numbers
+    samples = sorted(path.stem for path in (straight / "samples").iterdir())
+    assert samples == [f"{number}_{copy}" for number in numbers for copy in range(3)]
+    assert plan["task"] == "inpaint"
+    assert plan["weights"] == "ema"
+    assert plan["images"] == 7
+    assert plan["steps"] == 2
+    assert "random" in plan["scoring"]["feature network"]
+    assert set(found["per_image"]["psnr"]) == set(samples)
+    assert set(found["per_image"]["diversity_ms_ssim"]) == set(numbers)
+    assert found["scores"]["fid_random"]["images"] == 21
+    assert found["scores"]["mae_known"]["value"] == 0
+    assert found["paper"]["table"] == "T9"
+    assert found["paper"]["rows"][2]["values"]["fid"] == 6.4
+    differences = {entry["what"]: entry for entry in found["paper"]["differences"]}
+    assert differences["images"] == {"what": "images", "here": "7", "paper": "10000"}
+    assert {"data", "feature network", "image size", "steps"} <= differences.keys()
+    assert "NOT Inception" in (straight / "scores.txt").read_text()
+
+
+def test_a_sample_is_a_function_of_its_seed(run, straight, tmp_path):
+    plan = json.loads((straight / "evaluation.json").read_text())
+    assert evaluate(run, tmp_path, "--limit", "5") == 0  # in other batches, without copies
+    name = "samples/00004_0.png"
+    with Image.open(straight / name) as first, Image.open(tmp_path / name) as second:
+        record = json.loads(first.info["palette"])
+        alike, again = np.asarray(first).astype(int), np.asarray(second).astype(int)
+    assert record["seed"] == 4
+    assert record["weights"] == plan["digest"]
+    assert abs(alike - again).max() <= 1
+    with Image.open(straight / "samples" / "00004_1.png") as image:
+        assert json.loads(image.info["palette"])["seed"] == 4 + (1 << 32)
+        other = np.asarray(image).astype(int)
+    assert abs(alike - other).max() > 20
+    with (
+        Image.open(straight / "truth" / "00004.png") as truth,
+        Image.open(straight / "masks" / "00004.png") as mask,
+    ):
+        known = np.asarray(mask) == 0
+        assert known.sum() == 256 - 64
+        assert (np.asarray(truth)[known] == alike[known]).all()
+
+
+def test_killed_and_called_again_gives_the_same_scores(run, straight, tmp_path):
+    output = tmp_path / "killed"
+    script = f"from palette.cli import main; main({_command(run, output)!r})"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment)
+    while process.poll() is None and not list(output.glob("samples/0000[1-9]_*.png")):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    # whatever it got done: some of it is damaged, some lost, some half written
+    first = output / "samples" / "00000_1.png"
+    content = bytearray(first.read_bytes())
+    content[len(content) // 2] ^= 8
+    first.write_bytes(content)
+    (output / "truth" / "00000.png").unlink()
+    (output / "samples" / f".tmp-{process.pid}-00006_2.png").write_bytes(b"half")
+    (output / "scores.json").unlink(missing_ok=True)
+    assert main(_command(run, output)) == 0
+    assert pictures(output) == pictures(straight)
+    assert results(output) == results(straight)
+    assert not list(output.rglob(".tmp-*"))
+
+
+def test_what_is_finished_is_left_alone(run, straight):
+    before = {path: path.stat().st_mtime_ns for path in straight.rglob("*.png")}
+    found = results(straight)
+    assert main(_command(run, straight)) == 0
+    assert {path: path.stat().st_mtime_ns for path in straight.rglob("*.png")} == before
+    assert results(straight) == found
+
+
+def test_two_processes_equal_one(run, straight, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run(
+        [*command, "--standalone", "-m", "palette", *_command(run, tmp_path / "two")],
+        env=environment,
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    one, two = results(straight), results(tmp_path / "two")
+    assert pictures(tmp_path / "two") == pictures(straight)
+    assert two["per_image"] == one["per_image"]
+    assert two["scores"].keys() == one["scores"].keys()
+    for key, score in one["scores"].items():  # sums of a process each are rounded on their own
+        assert math.isclose(score["value"], two["scores"][key]["value"], rel_tol=1e-9), key
+
+
+def test_raw_weights_are_another_evaluation(run, straight, tmp_path, capsys):
+    assert main([*_command(run, straight), "--weights", "raw"]) == 2
+    message = capsys.readouterr().err
+    assert "holds another evaluation (digest: " in message
+    assert message.count("\n") == 1
+    assert evaluate(run, tmp_path, "--weights", "raw", "--limit", "2") == 0
+    assert results(tmp_path)["scores"]["psnr"]["images"] == 2
+    assert main([*_command(run, tmp_path / "x"), "--weights", "swa"]) == 1
+    assert "ema-swa.safetensors" in capsys.readouterr().err
+
+
+def test_the_folder_of_a_run_is_where_it_goes_by_itself(run, capsys):
+    assert main(["evaluate", str(run), "--limit", "1", "--human"]) == 0
+    page, trial = map(Path, capsys.readouterr().out.splitlines()[-2:])
+    assert page == run / "evaluation" / "ema" / "index.html"
+    assert "Beside the paper" in page.read_text()
+    assert trial.read_text().count("data:image/png") >= 2
+    assert (page.parent / "samples" / "00000_0.png").exists()
+
+
+def _command(run: Path, output: Path) -> list[str]:
+    several = ["--samples-per-input", "3", "--batch-size", "4"]
+    return ["evaluate", str(run), "--output", str(output), *several]
