@@ -18,6 +18,7 @@ import torch
 Timings = dict[str, float]
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """None: what is measured has the machine to itself."""
     return 0
