@@ -194,7 +194,7 @@ PALETTE_INLINE Floats exp2(Floats t) {
   constexpr float kLowest = PALETTE_LANES == 16 ? -160.0f : -126.5f;  // its floor gives 0
   t = t < kLowest ? broadcast(kLowest) : t;
   const Floats n = floor(t), f = t - n;
-  return scale_by_power(sizeof(T) == 2 ? exp2_fraction(f) : exp_fraction(f * 0.693147181f), n);
+  return scale_by_power(exp2_fraction<std::conditional_t<sizeof(T) == 2, Half, T>>(f), n);
 }
 
 template <class T>

@@ -26,6 +26,8 @@ namespace palette::cpu {
 
 constexpr int64_t kPieceElements = 32768;     // elements between two partial results,
 constexpr int64_t kPieceRows = 64;            // but at least so many rows
+constexpr int64_t kTileBytes = 16384;         // read before the next column of a tile of rows,
+constexpr int64_t kTileRows = 64;             // which is also how many values one sum adds up
 constexpr int64_t kParallelElements = 16384;  // work worth a thread
 constexpr int64_t kPadding = 16;              // lanes of the widest vector
 
@@ -72,6 +74,11 @@ inline Pieces pieces_of_rows(const Image& x) {
 }
 
 inline Pieces pieces_of_run(int64_t count) { return {count, kPieceElements}; }
+
+// Rows that stay in the nearest cache while all their channels are summed up.
+inline int64_t tile_rows(int64_t row_bytes) {
+  return std::clamp<int64_t>(kTileBytes / row_bytes, 4, kTileRows);
+}
 
 // body(item, piece) for every piece of every item, in parallel; `width` is the elements per unit of
 // a piece's length. A second pass goes backwards: the caches still hold the end of x.

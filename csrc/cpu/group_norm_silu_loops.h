@@ -4,49 +4,90 @@ namespace palette::cpu {
 namespace {
 namespace PALETTE_ISA {
 
-// Values added up one after the other before they join a longer sum.
-constexpr int64_t kRunLength = 64;
+constexpr int kColumns =
+    PALETTE_LANES == 16 ? 8 : 4;  // vectors of channels that are summed up side by side
 constexpr int64_t kShiftRows = 8;
-constexpr int64_t kColumns = 4;  // vectors of channels that one pass over the rows sums up
 
-// Per channel of kVectors vectors: a shift near its mean, and over all rows the sums of the
-// deviations from it and of their squares. The shift is the mean of the first rows: its distance
-// from the mean of all is at most sqrt(rows / first) standard deviations, whatever the data,
-// so the sums lose no more than that ratio when the mean is taken out of them.
+// Of some columns (kVectors vectors of channels), a shift near each one's mean: the mean of a few
+// rows. Whatever the data, the mean of n rows is at most sqrt(n / few) standard deviations away, so
+// the sums below lose no more than that ratio when the shift is taken out of them.
 template <class T, int kVectors, bool kPart>
-PALETTE_INLINE void moments_of_columns(Rows<const T> x, int64_t rows, int64_t count, Wide<T>* shift,
-                                       Wide<T>* sum, Wide<T>* square) {
+PALETTE_INLINE void start_columns(Rows<const T> x, int64_t few, int64_t count, Wide<T>* shift,
+                                  Wide<T>* sum, Wide<T>* square) {
   using V = typename Lanes<T>::Vector;
   constexpr int kLanes = Lanes<T>::kLanes;
-  const int64_t wanted = rows / 16 + 1, first = wanted < kShiftRows ? wanted : kShiftRows;
-  V center[kVectors] = {}, total[kVectors] = {}, squares[kVectors] = {};
-  for (int64_t row = 0; row < first; ++row) {
+  V center[kVectors] = {};
+  for (int64_t row = 0; row < few; ++row) {
     V values[kVectors];
     load_columns<T, kVectors, kPart>(x.data + row * x.stride, count, values);
     for (int v = 0; v < kVectors; ++v) center[v] += values[v];
   }
-  for (int v = 0; v < kVectors; ++v) center[v] /= static_cast<Wide<T>>(first);
-  for (int64_t begin = 0; begin < rows; begin += kRunLength) {
-    const int64_t end = begin + kRunLength < rows ? begin + kRunLength : rows;
-    V part[kVectors] = {}, part_squares[kVectors] = {};
-    for (int64_t row = begin; row < end; ++row) {
-      V values[kVectors];
-      load_columns<T, kVectors, kPart>(x.data + row * x.stride, count, values);
-      for (int v = 0; v < kVectors; ++v) {
-        const V d = values[v] - center[v];
-        part[v] += d;
-        part_squares[v] = fma(d, d, part_squares[v]);
-      }
-    }
+  for (int v = 0; v < kVectors; ++v) {
+    store_row<Wide<T>, kPart>(shift + v * kLanes, count, center[v] / static_cast<Wide<T>>(few));
+    store_row<Wide<T>, kPart>(sum + v * kLanes, count, V{});
+    store_row<Wide<T>, kPart>(square + v * kLanes, count, V{});
+  }
+}
+
+// Adds the deviations from the shift over some rows to `sum`, and their squares to `square`.
+template <class T, int kVectors, bool kPart>
+PALETTE_INLINE void add_columns(Rows<const T> x, int64_t rows, int64_t count, Wide<T>* shift,
+                                Wide<T>* sum, Wide<T>* square) {
+  using V = typename Lanes<T>::Vector;
+  constexpr int kLanes = Lanes<T>::kLanes;
+  V center[kVectors], part[kVectors] = {}, squares[kVectors] = {};
+  for (int v = 0; v < kVectors; ++v) {
+    center[v] = load_row<Wide<T>, kPart>(shift + v * kLanes, count);
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    V values[kVectors];
+    load_columns<T, kVectors, kPart>(x.data + row * x.stride, count, values);
     for (int v = 0; v < kVectors; ++v) {
-      total[v] += part[v];
-      squares[v] += part_squares[v];
+      const V d = values[v] - center[v];
+      part[v] += d;
+      squares[v] = fma(d, d, squares[v]);
     }
   }
   for (int v = 0; v < kVectors; ++v) {
-    store_row<Wide<T>, kPart>(shift + v * kLanes, count, center[v]);
-    store_row<Wide<T>, kPart>(sum + v * kLanes, count, total[v]);
-    store_row<Wide<T>, kPart>(square + v * kLanes, count, squares[v]);
+    Wide<T>*sum_at = sum + v * kLanes, *square_at = square + v * kLanes;
+    store_row<Wide<T>, kPart>(sum_at, count, load_row<Wide<T>, kPart>(sum_at, count) + part[v]);
+    store_row<Wide<T>, kPart>(square_at, count,
+                              load_row<Wide<T>, kPart>(square_at, count) + squares[v]);
+  }
+}
+
+// One of the two for all columns.
+template <class T, bool kStart>
+PALETTE_INLINE void sweep(Rows<const T> x, int64_t rows, int64_t width, Wide<T>* shift,
+                          Wide<T>* sum, Wide<T>* square) {
+  constexpr int kLanes = Lanes<T>::kLanes;
+  constexpr auto wide =
+      kStart ? start_columns<T, kColumns, false> : add_columns<T, kColumns, false>;
+  constexpr auto narrow = kStart ? start_columns<T, 1, false> : add_columns<T, 1, false>;
+  constexpr auto part = kStart ? start_columns<T, 1, true> : add_columns<T, 1, true>;
+  int64_t c = 0;
+  for (; c + kColumns * kLanes <= width; c += kColumns * kLanes) {
+    wide({x.data + c, x.stride}, rows, kLanes, shift + c, sum + c, square + c);
+  }
+  for (; c + kLanes <= width; c += kLanes) {
+    narrow({x.data + c, x.stride}, rows, kLanes, shift + c, sum + c, square + c);
+  }
+  if (c < width) {
+    part({x.data + c, x.stride}, rows, width - c, shift + c, sum + c, square + c);
+  }
+}
+
+// Shifted sums of all columns. A few rows at a time, so that all columns of a row are read while
+// it is in the nearest cache and no sum runs over many values.
+template <class T>
+PALETTE_INLINE void sum_columns(Rows<const T> x, int64_t rows, int64_t width, Wide<T>* shift,
+                                Wide<T>* sum, Wide<T>* square) {
+  const int64_t few = rows / 16 + 1;
+  sweep<T, true>(x, few < kShiftRows ? few : kShiftRows, width, shift, sum, square);
+  const int64_t tile = tile_rows(width * static_cast<int64_t>(sizeof(T)));
+  for (int64_t row = 0; row < rows; row += tile) {
+    const int64_t end = row + tile < rows ? row + tile : rows;
+    sweep<T, false>({x.data + row * x.stride, x.stride}, end - row, width, shift, sum, square);
   }
 }
 
@@ -95,23 +136,10 @@ PALETTE_INLINE Moments fold(const double* mean, const double* m2, int64_t column
 template <class T>
 PALETTE_LEAF void moments(Rows<const T> x, int64_t rows, int64_t width, int64_t groups,
                           double* scratch, Moments* out, int64_t pitch) {
-  constexpr int kLanes = Lanes<T>::kLanes;
   double *mean = scratch, *m2 = scratch + width;
   Wide<T>* shift = reinterpret_cast<Wide<T>*>(scratch + 2 * width);
   Wide<T>*sum = shift + width, *square = shift + 2 * width;
-  int64_t c = 0;
-  for (; c + kColumns * kLanes <= width; c += kColumns * kLanes) {
-    moments_of_columns<T, kColumns, false>({x.data + c, x.stride}, rows, kLanes, shift + c, sum + c,
-                                           square + c);
-  }
-  for (; c + kLanes <= width; c += kLanes) {
-    moments_of_columns<T, 1, false>({x.data + c, x.stride}, rows, kLanes, shift + c, sum + c,
-                                    square + c);
-  }
-  if (c < width) {
-    moments_of_columns<T, 1, true>({x.data + c, x.stride}, rows, width - c, shift + c, sum + c,
-                                   square + c);
-  }
+  sum_columns(x, rows, width, shift, sum, square);
   center_columns(shift, sum, square, width, rows, mean, m2);
   const int64_t channels = width / groups;
   for (int64_t g = 0; g < groups; ++g) {
@@ -127,7 +155,7 @@ PALETTE_LEAF Moments moments_run(const T* x, int64_t count) {
   Wide<T> shift[kWidth], sum[kWidth], square[kWidth];
   Moments result = {0.0, 0.0};
   if (rows > 0) {
-    moments_of_columns<T, kColumns, false>({x, kWidth}, rows, kWidth, shift, sum, square);
+    sum_columns<T>({x, kWidth}, rows, kWidth, shift, sum, square);
     double mean[kWidth], m2[kWidth];
     center_columns(shift, sum, square, kWidth, rows, mean, m2);
     result = fold(mean, m2, kWidth, rows);

@@ -9,6 +9,10 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
@@ -34,6 +38,21 @@ inline bool channels_last(const Tensor& x) {
   return x.dim() >= 3 && x.size(1) > 1 && x.stride(1) == 1 && pixels_of(x) > 1;
 }
 
+// Asks for pages of 2 MB, so that the first writes to a large tensor do not wait for thousands of
+// small ones. Where the answer is no, nothing changes.
+inline void advise_huge_pages([[maybe_unused]] const Tensor& tensor,
+                              [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__)
+  constexpr int64_t kWorthIt = int64_t{1} << 23;
+  constexpr uintptr_t kPage = 4096;
+  if (bytes < kWorthIt) return;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
+  const uintptr_t first = (begin + kPage - 1) / kPage * kPage,
+                  last = (begin + bytes) / kPage * kPage;
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
 // Uninitialised, on the CPU, dense, with dimension 1 innermost or in the order of the dimensions.
 inline Tensor empty(const int64_t* sizes, int64_t dims, ScalarType dtype, bool channels_last) {
   std::vector<int64_t> strides(dims);
@@ -51,7 +70,9 @@ inline Tensor empty(const int64_t* sizes, int64_t dims, ScalarType dtype, bool c
       dims, sizes, strides.data(),
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
       aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+  const Tensor result(handle);
+  advise_huge_pages(result, result.numel() * static_cast<int64_t>(result.element_size()));
+  return result;
 }
 
 inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {

@@ -193,27 +193,26 @@ PALETTE_INLINE void store_part(T* to, int64_t count, typename Lanes<T>::Vector v
   __builtin_memcpy(to, buffer, count * sizeof(T));
 }
 
-// 2^f for f in [0, 1], minimax in relative error: to 7.5e-5, 2.6e-6.
-PALETTE_INLINE Floats exp2_fraction_coarse(Floats f) {
-  Floats p = fma(broadcast(0.07802453f), f, broadcast(0.22606715f));
-  p = fma(p, f, broadcast(0.69583354f));
-  return fma(p, f, broadcast(0.9999252f));
-}
-
+// 2^f for f in [0, 1], minimax in relative error: to 7.5e-5, 2.6e-6 and, before rounding, 7.5e-8
+// for results that will be rounded once to bfloat16, float16 and float32.
+template <class T>
 PALETTE_INLINE Floats exp2_fraction(Floats f) {
-  Floats p = fma(broadcast(0.013534168f), f, broadcast(0.05201146f));
-  p = fma(p, f, broadcast(0.24144276f));
-  p = fma(p, f, broadcast(0.69300383f));
-  return fma(p, f, broadcast(1.0000026f));
-}
-
-// e^r for r in [0, ln 2], to 7.5e-8 before rounding; minimax in relative error.
-PALETTE_INLINE Floats exp_fraction(Floats r) {
-  Floats p = fma(broadcast(0.011734656f), r, broadcast(0.038942693f));
-  p = fma(p, r, broadcast(0.16763419f));
-  p = fma(p, r, broadcast(0.49984829f));
-  p = fma(p, r, broadcast(1.0000085f));
-  return fma(p, r, broadcast(0.9999999f));
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    Floats p = fma(broadcast(0.07802453f), f, broadcast(0.22606715f));
+    p = fma(p, f, broadcast(0.69583354f));
+    return fma(p, f, broadcast(0.9999252f));
+  } else if constexpr (std::is_same_v<T, Half>) {
+    Floats p = fma(broadcast(0.013534168f), f, broadcast(0.05201146f));
+    p = fma(p, f, broadcast(0.24144276f));
+    p = fma(p, f, broadcast(0.69300383f));
+    return fma(p, f, broadcast(1.0000026f));
+  } else {
+    Floats p = fma(broadcast(0.0018775767f), f, broadcast(0.00898934f));
+    p = fma(p, f, broadcast(0.055826318f));
+    p = fma(p, f, broadcast(0.24015361f));
+    p = fma(p, f, broadcast(0.6931531f));
+    return fma(p, f, broadcast(0.99999994f));
+  }
 }
 
 PALETTE_INLINE Floats floor(Floats t) {
@@ -237,27 +236,10 @@ PALETTE_INLINE Floats scale_by_power(Floats p, Floats n) {
 #endif
 }
 
-// e^-z within 2 ulp for |z| < 87; 0 or less than 2^-125 above, infinity below. NaN may become a
-// number.
-PALETTE_INLINE Floats exp_minus(Floats z) {
-  // Beyond these bounds the result is decided, and r would lose its meaning.
-#if PALETTE_LANES == 16
-  z = _mm512_maskz_range_ps(kAll, z, broadcast(104.0f), 2);  // smaller magnitude, sign of z
-#else
-  z = z < 87.3f ? z : broadcast(87.3f);
-  z = z > -89.0f ? z : broadcast(-89.0f);
-#endif
-  const Floats n = floor(z * -1.44269504f);
-  // ln 2 in two parts, the first so short that n times it is exact.
-  Floats r = fma(n, broadcast(-0.693359375f), -z);
-  r = fma(n, broadcast(2.12194440e-4f), r);
-  return scale_by_power(exp_fraction(r), n);
-}
-
-// The same to 4e-6 for |z| < 20, or where it is coarse to 8e-5: small beside one rounding to
-// float16, or bfloat16.
-template <bool kCoarse>
-PALETTE_INLINE Floats exp_minus_short(Floats z) {
+// 1 + e^-z for results that will be rounded once to T. The rounding of z * log2(e) shows in e^-z
+// only, where that is far above 1.
+template <class T>
+PALETTE_INLINE Floats one_plus_exp_minus(Floats z) {
   Floats t = z * -1.44269504f;
 #if PALETTE_LANES == 16
   // The fraction of an infinity is 0.
@@ -268,17 +250,7 @@ PALETTE_INLINE Floats exp_minus_short(Floats z) {
   t = t > -126.0f ? t : broadcast(-126.0f);
   const Floats n = floor(t), f = t - n;
 #endif
-  return scale_by_power(kCoarse ? exp2_fraction_coarse(f) : exp2_fraction(f), n);
-}
-
-// 1 + e^-z for results that will be rounded once to T.
-template <class T>
-PALETTE_INLINE Floats one_plus_exp_minus(Floats z) {
-  if constexpr (sizeof(T) == 4) {
-    return 1.0f + exp_minus(z);
-  } else {
-    return 1.0f + exp_minus_short<std::is_same_v<T, BFloat16>>(z);
-  }
+  return 1.0f + scale_by_power(exp2_fraction<T>(f), n);
 }
 
 template <class T>

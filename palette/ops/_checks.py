@@ -26,7 +26,7 @@ def dtype(op: str, name: str, value: Tensor, wanted: Sequence[torch.dtype]) -> N
 
 def shape(op: str, name: str, value: Tensor, wanted: Sequence[int], meaning: str) -> None:
     """Raise ValueError where the shape of ``value`` is not ``wanted``."""
-    if tuple(value.shape) != tuple(wanted):
+    if value.shape != tuple(wanted):
         raise ValueError(
             f"{op}: {name} has shape {list(value.shape)}, wanted {list(wanted)} ({meaning})"
         )

@@ -129,20 +129,28 @@ def _check(
         raise ValueError(f"{op}: groups is {groups}, wanted a divisor of x's {c} channels")
     if eps < 0:
         raise ValueError(f"{op}: eps is {eps}, wanted a number >= 0")
-    for name, value, wanted, meaning in (
-        ("weight", weight, (c,), "x's channels"),
-        ("bias", bias, (c,), "x's channels"),
-        ("scale", scale, (n, c), "x's samples and channels"),
-        ("shift", shift, (n, c), "x's samples and channels"),
-    ):
-        if value is not None:
-            _checks.tensor(op, name, value)
-            _checks.dtype(op, name, value, (x.dtype, torch.float32))
-            _checks.shape(op, name, value, wanted, meaning)
-            _checks.device(op, name, value, x, "x")
-    for first, a, second, b in (("weight", weight, "bias", bias), ("scale", scale, "shift", shift)):
-        if a is not None and b is not None:
-            _checks.dtype(op, f"{second}, beside {first},", b, (a.dtype,))
+    if weight is not None:
+        _check_parameter("weight", weight, x, (c,), "x's channels")
+    if bias is not None:
+        _check_parameter("bias", bias, x, (c,), "x's channels")
+        if weight is not None:
+            _checks.dtype(op, "bias, beside weight,", bias, (weight.dtype,))
+    if scale is not None:
+        _check_parameter("scale", scale, x, (n, c), "x's samples and channels")
+    if shift is not None:
+        _check_parameter("shift", shift, x, (n, c), "x's samples and channels")
+        if scale is not None:
+            _checks.dtype(op, "shift, beside scale,", shift, (scale.dtype,))
+
+
+def _check_parameter(
+    name: str, value: Tensor, x: Tensor, wanted: tuple[int, ...], meaning: str
+) -> None:
+    op = "group_norm_silu"
+    _checks.tensor(op, name, value)
+    _checks.dtype(op, name, value, (x.dtype, torch.float32))
+    _checks.shape(op, name, value, wanted, meaning)
+    _checks.device(op, name, value, x, "x")
 
 
 def _forward(
