@@ -22,11 +22,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
 # side in pixels, channels of the levels: all of them small, the last with large feature maps
 SIZES = [(32, (64, 128, 128)), (64, (64, 128, 256)), (128, (64, 64, 128))]
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _networks(
-    side: int, channels: tuple[int, ...], time: str, dtype: str, layout: str
+    side: int, channels: tuple[int, ...], time: str, dtype: str, layout: str, device: str
 ) -> tuple[nn.Module, nn.Module, Tensor]:
     """The network, the same one accelerated, and an input."""
     torch.manual_seed(side)
@@ -40,11 +39,11 @@ def _networks(
         resnet_time_scale_shift=time,
         attn_norm_num_groups=32,
     )
-    plain = plain.eval().to(DEVICE, DTYPES[dtype]).to(memory_format=LAYOUTS[layout])
+    plain = plain.eval().to(device, DTYPES[dtype]).to(memory_format=LAYOUTS[layout])
     ours = copy.deepcopy(plain)
     report = palette.accelerate(ours)
     assert not report.left, str(report)
-    x = torch.randn(1, 3, side, side, device=DEVICE, dtype=DTYPES[dtype])
+    x = torch.randn(1, 3, side, side, device=device, dtype=DTYPES[dtype])
     return plain, ours, x.to(memory_format=LAYOUTS[layout])
 
 
@@ -59,8 +58,10 @@ def _check(plain: nn.Module, ours: nn.Module, x: Tensor) -> None:
 @pytest.mark.parametrize("time", ["default", "scale_shift"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_inference(benchmark, interleaved, row, dtype, layout, time, side, channels) -> None:
-    plain, ours, x = _networks(side, channels, time, dtype, layout)
+def test_inference(
+    benchmark, interleaved, row, device, dtype, layout, time, side, channels
+) -> None:
+    plain, ours, x = _networks(side, channels, time, dtype, layout, device)
     _check(plain, ours, x)
     with torch.inference_mode():
         found = interleaved(
@@ -74,8 +75,8 @@ def test_inference(benchmark, interleaved, row, dtype, layout, time, side, chann
 @pytest.mark.parametrize(("side", "channels"), SIZES[:2])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_training(benchmark, interleaved, row, dtype, layout, side, channels) -> None:
-    plain, ours, x = _networks(side, channels, "scale_shift", dtype, layout)
+def test_training(benchmark, interleaved, row, device, dtype, layout, side, channels) -> None:
+    plain, ours, x = _networks(side, channels, "scale_shift", dtype, layout, device)
     _check(plain, ours, x)
 
     def step(network: nn.Module) -> None:

@@ -1,6 +1,15 @@
-"""Self-attention on packed qkv: each backend, and torch's kernel with the shuffles around it."""
+"""Self-attention on packed qkv, packed result: each backend, and torch's kernel used by hand.
+
+    pytest benchmarks/bench_attention.py
+
+Each row is one channels-last shape [N, 3C, S, S]; the contestants run in turn and the medians are
+compared. "eager" is what a network does without us: split, contiguous heads, torch's kernel,
+contiguous result. An implementation that is wrong in float64's eyes fails before it is timed.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,30 +18,75 @@ from torch.nn import functional as F
 
 from palette import ops
 
-# [N, 3C, H, W] and heads: the published network at 128 and 256 pixels, a level of the paper's
-SHAPES = [((1, 1536, 16, 16), 16), ((1, 1536, 32, 32), 16), ((1, 3072, 16, 16), 16)]
+# The published network at 128 and 256 pixels, one sample and eight, a narrower one, and a level of
+# the paper's with heads of 64 channels.
+SHAPES = [
+    ((1, 768, 16, 16), 8),
+    ((1, 1536, 16, 16), 16),
+    ((8, 1536, 16, 16), 16),
+    ((1, 1536, 32, 32), 16),
+    ((1, 3072, 16, 16), 16),
+]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def as_usual(qkv: Tensor, heads: int, order: str) -> Tensor:
-    """What a network does by hand: split, contiguous heads, torch's kernel, contiguous result."""
+def _eager(qkv: Tensor, heads: int) -> Tensor:
     n, width, h, w = qkv.shape
     q, k, v = (
         part.transpose(-1, -2).contiguous()
         for part in qkv.reshape(n, heads, 3, width // (3 * heads), h * w).unbind(2)
     )
     out = F.scaled_dot_product_attention(q, k, v)
-    return out.transpose(-1, -2).reshape(n, width // 3, h, w)
+    out = out.transpose(-1, -2).reshape(n, width // 3, h, w)
+    return out.contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("backend", ["by hand", *ops.backends("attention")])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def _input(shape: tuple[int, ...], dtype: str, device: str) -> Tensor:
+    torch.manual_seed(sum(shape))
+    return torch.randn(shape).to(device, DTYPES[dtype], memory_format=torch.channels_last)
+
+
+def _check(ours: Tensor, exact: Tensor) -> None:
+    """At most two roundings of the result's dtype away from float64, or 32 in float32."""
+    rounding = (exact.to(ours.dtype).double() - exact).norm()
+    allowed = (32 if ours.dtype == torch.float32 else 2) * rounding
+    assert bool((ours.double() - exact).norm() <= allowed), "wrong: not worth a time"
+
+
 @pytest.mark.parametrize(("shape", "heads"), SHAPES, ids=str)
-def test_attention(benchmark, shape, heads, dtype, backend) -> None:
-    benchmark.group = f"attention {list(shape)}, {heads} heads, {dtype}, channels-last"
-    qkv = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():
-        if backend == "by hand":
-            benchmark(as_usual, qkv, heads, "legacy")
-        else:
-            with ops.use(backend):
-                benchmark(ops.attention, qkv, heads, "legacy")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_forward(benchmark, interleaved, row, forced, device, dtype, shape, heads) -> None:
+    qkv = _input(shape, dtype, device)
+
+    def ours() -> Tensor:
+        return ops.attention(qkv, heads, "legacy")
+
+    with torch.inference_mode():
+        _check(ours(), _eager(qkv.double(), heads))
+        contestants = {"eager": lambda: _eager(qkv, heads), **forced("attention", ours)}
+        found = interleaved({**contestants, "ours": ours})
+        benchmark.pedantic(ours, rounds=5, warmup_rounds=1)
+    table = f"attention forward, channels-last, {dtype}"
+    row(table, f"{list(shape)} {heads} heads", 1, found, 4 / 3 * qkv.nbytes / 1e6)
+
+
+@pytest.mark.parametrize(("shape", "heads"), SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_backward(benchmark, interleaved, row, forced, device, dtype, shape, heads) -> None:
+    qkv = _input(shape, dtype, device).requires_grad_()
+
+    def ours() -> Tensor:
+        return ops.attention(qkv, heads, "legacy")
+
+    outputs = {name: call() for name, call in forced("attention", ours).items()}
+    outputs |= {"eager": _eager(qkv, heads), "ours": ours()}
+    grad = torch.randn_like(outputs["ours"])
+
+    def through(y: Tensor) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(y, qkv, grad, retain_graph=True)
+
+    contestants = {name: through(y) for name, y in outputs.items()}
+    found = interleaved(contestants, seconds=0.06)
+    benchmark.pedantic(contestants["ours"], rounds=5, warmup_rounds=1)
+    table = f"attention backward, channels-last, {dtype}"
+    row(table, f"{list(shape)} {heads} heads", 1, found, 8 / 3 * qkv.nbytes / 1e6)

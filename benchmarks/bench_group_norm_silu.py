@@ -1,14 +1,17 @@
-"""GroupNorm+SiLU on every such layer of the published network: reference, eager PyTorch, ours.
+"""GroupNorm+SiLU on every such layer of the published network: each backend beside PyTorch's ways.
 
     pytest benchmarks/bench_group_norm_silu.py
 
-Each row is one shape [1, C, S, S]; ``count`` says how often the network has it, and the line of
-sums counts it so often. The contestants run in turn in one process and the medians are compared.
+Each row is one shape [N, C, S, S]; ``count`` says how often the network has it, and the line of
+sums counts it so often. The contestants run in turn in one process and the medians are compared:
+eager PyTorch, what ``torch.compile`` fuses (channels-last), each backend, and "ours", the default.
 "of copy" is the time of a plain copy of the tensor over ours: 1 is the speed of memory. An
 implementation that is wrong in float64's eyes fails before it is timed.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -28,13 +31,17 @@ LAYERS = [
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
 PIXELS = (128, 256)
+BATCHES = (1, 8) if torch.cuda.is_available() else (1,)
 
 
-def _inputs(channels: int, side: int, dtype: str, layout: str) -> tuple[Tensor, Tensor, Tensor]:
-    torch.manual_seed(channels + side)
-    x = torch.randn(1, channels, side, side).to(DTYPES[dtype], memory_format=LAYOUTS[layout])
+def _inputs(
+    shape: tuple[int, ...], dtype: str, layout: str, device: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(sum(shape))
+    channels = shape[1]
+    x = torch.randn(shape).to(device, DTYPES[dtype], memory_format=LAYOUTS[layout])
     weight, bias = 1 + 0.1 * torch.randn(channels), 0.1 * torch.randn(channels)
-    return x, weight.to(x.dtype), bias.to(x.dtype)
+    return x, weight.to(x), bias.to(x)
 
 
 def _eager(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -48,51 +55,77 @@ def _check(ours: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> None:
     assert bool(((ours.double() - exact).abs() <= allowed).all()), "wrong: not worth a time"
 
 
+def _compiled(inputs: tuple[Tensor, ...]) -> Callable[[], object]:
+    torch.compiler.reset()
+    function = torch.compile(_eager, dynamic=False)
+    return lambda: function(*inputs)
+
+
 @pytest.mark.parametrize(("channels", "full", "count"), LAYERS)
 @pytest.mark.parametrize("pixels", PIXELS)
+@pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_forward(benchmark, interleaved, row, dtype, layout, pixels, channels, full, count) -> None:
+def test_forward(
+    benchmark,
+    interleaved,
+    row,
+    forced,
+    device,
+    dtype,
+    layout,
+    batch,
+    pixels,
+    channels,
+    full,
+    count,
+) -> None:
     side = full * pixels // 256
-    x, weight, bias = _inputs(channels, side, dtype, layout)
+    inputs = _inputs((batch, channels, side, side), dtype, layout, device)
+    x = inputs[0]
     target = torch.empty_like(x)
 
     def ours() -> Tensor:
-        return ops.group_norm_silu(x, weight, bias, GROUPS)
+        return ops.group_norm_silu(*inputs, GROUPS)
 
-    def reference() -> Tensor:
-        with ops.use("reference"):
-            return ops.group_norm_silu(x, weight, bias, GROUPS)
-
+    contestants: dict[str, Callable[[], object]] = {
+        "copy": lambda: target.copy_(x),
+        "eager": lambda: _eager(*inputs),
+    }
     with torch.inference_mode():
-        _check(ours(), x, weight, bias)
-        found = interleaved(
-            {
-                "copy": lambda: target.copy_(x),
-                "reference": reference,
-                "eager": lambda: _eager(x, weight, bias),
-                "ours": ours,
-            }
-        )
+        _check(ours(), *inputs)
+        if layout == "channels-last":
+            contestants["compiled"] = _compiled(inputs)
+        contestants |= forced("group_norm_silu", ours)
+        found = interleaved({**contestants, "ours": ours})
         benchmark.pedantic(ours, rounds=5, warmup_rounds=1)
-    table = f"group_norm_silu forward, {pixels} pixels, {layout}, {dtype}"
-    row(table, f"{channels}x{side}x{side}", count, found)
+    table = f"group_norm_silu forward, batch {batch}, {pixels} pixels, {layout}, {dtype}"
+    row(table, f"{channels}x{side}x{side}", count, found, 2 * x.nbytes / 1e6)
 
 
 @pytest.mark.parametrize(("channels", "full", "count"), LAYERS)
+@pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_backward(benchmark, interleaved, row, dtype, channels, full, count) -> None:
+def test_backward(
+    benchmark, interleaved, row, forced, device, dtype, batch, channels, full, count
+) -> None:
     side = full // 2
-    inputs = tuple(t.requires_grad_() for t in _inputs(channels, side, dtype, "channels-last"))
+    inputs = _inputs((batch, channels, side, side), dtype, "channels-last", device)
+    for each in inputs:
+        each.requires_grad_()
     grad = torch.randn_like(inputs[0])
-    outputs = {"eager": _eager(*inputs), "ours": ops.group_norm_silu(*inputs, GROUPS)}
 
-    def through(name: str) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(outputs[name], inputs, grad, retain_graph=True)
+    def ours() -> Tensor:
+        return ops.group_norm_silu(*inputs, GROUPS)
 
-    found = interleaved(
-        {"eager": lambda: through("eager"), "ours": lambda: through("ours")}, seconds=0.06
-    )
-    benchmark.pedantic(lambda: through("ours"), rounds=5, warmup_rounds=1)
-    table = f"group_norm_silu backward, 128 pixels, channels-last, {dtype}"
-    row(table, f"{channels}x{side}x{side}", count, found)
+    outputs = {name: call() for name, call in forced("group_norm_silu", ours).items()}
+    outputs |= {"eager": _eager(*inputs), "ours": ours()}
+
+    def through(y: Tensor) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(y, inputs, grad, retain_graph=True)
+
+    contestants = {name: through(y) for name, y in outputs.items()}
+    found = interleaved(contestants, seconds=0.06)
+    benchmark.pedantic(contestants["ours"], rounds=5, warmup_rounds=1)
+    table = f"group_norm_silu backward, batch {batch}, 128 pixels, channels-last, {dtype}"
+    row(table, f"{channels}x{side}x{side}", count, found, 3 * grad.nbytes / 1e6)

@@ -1,6 +1,15 @@
-"""One solver step: each backend beside the published sampler's lines."""
+"""One solver step with noise, mask and the next input: each backend, and the published lines.
+
+    pytest benchmarks/bench_reverse_step.py
+
+The network's output and the next input are channels-last in the network's dtype. The contestants
+run in turn and the medians are compared. A result that is not that of the published order of
+operations fails before it is timed.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -9,31 +18,50 @@ from torch import Tensor
 from palette import ops
 
 SHAPES = [(1, 3, 64, 64), (1, 3, 256, 256), (8, 3, 256, 256)]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TABLE = torch.tensor([[1.01, -0.1, 0.3, 0.7, 0.0, 0.1]])
 
 
-def as_published(
-    state: Tensor, output: Tensor, table: Tensor, step: Tensor, known: Tensor, mask: Tensor
-) -> Tensor:
-    """The sampler's arithmetic with torch's generator, and the next network input by cat."""
-    a, b, c1, c2, _, sigma = table[step]
-    x0 = (a * state + b * output).clamp_(-1, 1)
-    y = c1 * x0 + c2 * state + sigma * torch.randn_like(state)
-    y = known * (1.0 - mask) + mask * y
-    return torch.cat((known, y), dim=1)
+def _eager(state: Tensor, output: Tensor, z: Tensor, known: Tensor, mask: Tensor) -> Tensor:
+    """The sampler's arithmetic."""
+    a, b, c1, c2, _, sigma = TABLE[0].tolist()
+    x0 = (a * state + b * output.float()).clamp_(-1, 1)
+    y = c1 * x0 + c2 * state + sigma * z
+    return known * (1.0 - mask) + mask * y
 
 
-@pytest.mark.parametrize("backend", ["as published", *ops.backends("reverse_step")])
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-def test_reverse_step(benchmark, shape, backend) -> None:
+def _step(state: Tensor, output: Tensor, known: Tensor, mask: Tensor) -> Tensor:
+    """The same with torch's generator, and the next network input by cat."""
+    y = _eager(state, output, torch.randn_like(state), known, mask)
+    wide = torch.cat((known, y), dim=1)
+    return wide.to(output.dtype, memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_step(benchmark, interleaved, row, forced, device, dtype, shape) -> None:
     n, c, h, w = shape
-    benchmark.group = f"reverse_step {list(shape)}, mask, noise and slot"
-    state, output, known = (torch.randn(shape) for _ in range(3))
-    mask = torch.rand(n, 1, h, w).round()
-    table, step = torch.tensor([[1.01, -0.1, 0.3, 0.7, 0.0, 0.1]]), torch.tensor(0)
-    if backend == "as published":
-        benchmark(as_published, state, output, table, step, known, mask)
-        return
-    wide = torch.zeros(n, 2 * c, h, w).contiguous(memory_format=torch.channels_last)
-    options = {"seeds": torch.arange(n), "known": known, "mask": mask, "slot": wide[:, c:]}
-    with ops.use(backend):
-        benchmark(lambda: ops.reverse_step(state, output, table, step, **options))
+    torch.manual_seed(n + h)
+    state, known = torch.randn(shape, device=device), torch.randn(shape, device=device)
+    output = torch.randn(shape).to(device, DTYPES[dtype], memory_format=torch.channels_last)
+    mask = torch.rand(n, 1, h, w, device=device).round()
+    wide = torch.zeros(n, 2 * c, h, w, dtype=output.dtype, device=device)
+    wide = wide.contiguous(memory_format=torch.channels_last)
+    seeds, step = torch.arange(n, device=device), torch.tensor(0, device=device)
+    table = TABLE.to(device)
+    options: dict[str, Any] = {"seeds": seeds, "known": known, "mask": mask, "slot": wide[:, c:]}
+
+    def ours() -> None:
+        ops.reverse_step(state, output, table, step, **options)
+
+    exact = _eager(state, output, ops.noise(seeds, step + 1, shape[1:]), known, mask)
+    ours()
+    assert (state - exact).abs().max() <= 1e-6, "wrong: not worth a time"
+    contestants = {
+        "eager": lambda: _step(state, output, known, mask),
+        **forced("reverse_step", ours),
+    }
+    found = interleaved({**contestants, "ours": ours}, seconds=0.3)
+    benchmark.pedantic(ours, rounds=5, warmup_rounds=1)
+    moved = (2 * state.nbytes + known.nbytes + mask.nbytes + 2 * output.nbytes) / 1e6
+    row(f"reverse_step, mask, noise and slot, {dtype}", str(list(shape)), 1, found, moved)

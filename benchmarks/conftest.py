@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from palette import ops
+
 Timings = dict[str, float]
 
 
@@ -24,13 +26,25 @@ def pytest_xdist_auto_num_workers() -> int:
     return 0
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+# What nobody would pick instead.
+_NO_ALTERNATIVE = ("copy", "reference", "ours")
+
 _tables: dict[str, list[dict[str, Any]]] = {}
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """Where everything is measured: the GPU where there is one."""
+    return DEVICE
 
 
 def interleaved(contestants: dict[str, Callable[[], object]], seconds: float = 0.12) -> Timings:
     """Median seconds of each function, all of them in turn, about ``seconds`` for each."""
     for function in contestants.values():
-        function()
+        for _ in range(3 if DEVICE == "cuda" else 1):
+            function()
     once = max(_timed(function) for function in contestants.values())
     rounds = min(max(int(seconds / once), 5), 200)
     samples: dict[str, list[float]] = {name: [] for name in contestants}
@@ -41,11 +55,23 @@ def interleaved(contestants: dict[str, Callable[[], object]], seconds: float = 0
 
 
 def _timed(function: Callable[[], object]) -> float:
+    """Seconds of one call; on a GPU those of its kernels, with none of its data in the cache."""
+    if DEVICE == "cuda":
+        return _timed_on_gpu(function)
     start = time.perf_counter()
     function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def _timed_on_gpu(function: Callable[[], object]) -> float:
+    # Writing this takes the GPU longer than the host needs to launch what is measured.
+    torch.empty(2**28, dtype=torch.uint8, device=DEVICE).zero_()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    function()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
 
 
 def machine() -> dict[str, Any]:
@@ -72,17 +98,40 @@ def _interleaved() -> Callable[..., Timings]:
 
 @pytest.fixture
 def row() -> Callable[..., None]:
-    """``row(table, shape, count, seconds)`` adds a line to a table printed when all is done.
+    """``row(table, shape, count, seconds, megabytes)`` adds a line to a table printed at the end.
 
-    ``seconds`` names at least "eager" and "ours", and "copy" where there is a plain copy.
+    ``seconds`` names at least "eager" and "ours", and "copy" where there is a plain copy;
+    ``megabytes`` is what has to be read and written once.
     """
 
-    def add(table: str, shape: str, count: int, seconds: Timings) -> None:
-        times = {f"{name} ms": value * 1e3 for name, value in seconds.items()}
-        columns = _with_ratios({"shape": shape, "count": count, **times})
-        _tables.setdefault(table, []).append(columns)
+    def add(
+        table: str, shape: str, count: int, seconds: Timings, megabytes: float | None = None
+    ) -> None:
+        columns: dict[str, Any] = {"shape": shape, "count": count}
+        if megabytes is not None:
+            columns["MB"] = megabytes
+        columns |= {f"{name} ms": value * 1e3 for name, value in seconds.items()}
+        _tables.setdefault(table, []).append(_with_ratios(columns))
 
     return add
+
+
+@pytest.fixture
+def forced() -> Callable[..., dict[str, Callable[[], object]]]:
+    """``forced(op, call)``: the call on each backend of ``op`` that is not the default here."""
+
+    def make(op: str, call: Callable[[], object]) -> dict[str, Callable[[], object]]:
+        def by(backend: str) -> Callable[[], object]:
+            def run() -> object:
+                with ops.use(backend):
+                    return call()
+
+            return run
+
+        names = [name for name in ops.backends(op) if name != ops.default(op, DEVICE)]
+        return {name: by(name) for name in names if not (name == "cpp" and DEVICE == "cuda")}
+
+    return make
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -104,19 +153,24 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def _sums(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Milliseconds summed with each row's count; ratios are those of the sums."""
+    """Milliseconds and bytes summed with each row's count; ratios are those of the sums."""
     sums: dict[str, Any] = {"shape": "sum", "count": sum(row["count"] for row in rows)}
-    for key in (key for key in rows[0] if key.endswith(" ms")):
+    for key in (key for key in rows[0] if key == "MB" or key.endswith(" ms")):
         sums[key] = sum(row[key] * row["count"] for row in rows)
     return _with_ratios(sums)
 
 
 def _with_ratios(columns: dict[str, Any]) -> dict[str, Any]:
-    """Columns plus the ratio of eager PyTorch to ours, and our share of the copy's speed."""
-    ours = columns["ours ms"]
-    columns["eager/ours"] = columns["eager ms"] / ours
-    if "copy ms" in columns:
-        columns["of copy"] = columns["copy ms"] / ours
+    """Columns plus eager PyTorch and the best alternative over ours, and our share of the copy."""
+    times = {key[:-3]: value for key, value in columns.items() if key.endswith(" ms")}
+    ours = times["ours"]
+    columns["eager/ours"] = times["eager"] / ours
+    others = {name: value for name, value in times.items() if name not in _NO_ALTERNATIVE}
+    best = min(others, key=lambda name: others[name])
+    columns["best/ours"] = others[best] / ours
+    columns["best"] = best
+    if "copy" in times:
+        columns["of copy"] = times["copy"] / ours
     return columns
 
 
