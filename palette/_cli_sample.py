@@ -22,7 +22,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     size = sample.add_mutually_exclusive_group()
     size.add_argument("--native", action="store_true", help="run at the image's own size")
     size.add_argument("--tiled", action="store_true", help="the same in overlapping tiles")
-    sample.add_argument("--weights", choices=("ema", "raw"), default="ema")
+    sample.add_argument("--weights", default="ema", help="ema, raw, or a further average by name")
     sample.add_argument("--device", default="auto")
     sample.add_argument(
         "--precision", choices=("auto", "float32", "bfloat16", "float16"), default="auto"

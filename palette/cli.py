@@ -150,7 +150,7 @@ def _add_test(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     _add_config_options(test)
     test.add_argument("--steps", type=positive, help="network evaluations per image")
     test.add_argument("--solver", choices=("dpmpp_2m", "ddim", "ddpm", "unipc"))
-    test.add_argument("--weights", choices=("ema", "raw"), default="ema")
+    test.add_argument("--weights", default="ema", help="ema, raw, or a further average by name")
     test.add_argument("--device", default="auto")
     test.set_defaults(run=_test)
 
@@ -169,8 +169,10 @@ def _test(options: argparse.Namespace) -> int:
         solver=options.solver,
     )
     count = len(scores["images"])
+    results = Path(config.run.dir) / restore.RESULTS
+    print((results / "scores.txt").read_text(encoding="utf-8"))
     print(f"MAE {scores['mae']:.6f} ({scores['mae_255']:.2f} of 255) over {count} images")
-    print(Path(config.run.dir) / restore.RESULTS)
+    print(results)
     return DONE
 
 

@@ -199,7 +199,8 @@ def load(
             path with or without ``_Network.pth``).
         config: a config, ours or a published JSON one, in place of the one saved with the weights;
             a published checkpoint needs it.
-        weights: ``ema`` (averaged, what samples should come from) or ``raw``.
+        weights: ``ema`` (averaged, what samples should come from), ``raw``, or the name of a
+            further average that the checkpoint holds.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` ….
         precision: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
 

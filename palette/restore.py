@@ -24,6 +24,9 @@ from palette.data.loader import Loader
 from palette.diffusion.sampler import Sampler
 from palette.diffusion.solvers import REGRESSION
 from palette.files import unique, write_png
+from palette.metrics.pictures import to_uint8
+from palette.metrics.scorer import Scorer
+from palette.metrics.summary import summarise
 from palette.pipeline import Pipeline, load
 from palette.upstream import Settings
 
@@ -97,8 +100,9 @@ def restore(
 
     Returns:
         ``mae``, the mean absolute error over all pixels in [-1, 1] as published, ``mae_255`` in
-        levels of 255, ``images`` (the ``mae`` of each) and how they were made; written as
-        ``scores.json`` too.
+        levels of 255, ``images`` (the ``mae`` of each), how they were made, and under ``metrics``
+        all that :mod:`palette.metrics` can say with its built-in networks. It is written as
+        ``scores.json`` too, and the metrics as a table to ``scores.txt``.
     """
     folder = directory / RESULTS
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,9 +111,16 @@ def restore(
     order = Batches(len(dataset), batch_size, stop=len(dataset))
     names = iter(unique([Path(dataset.source.name(i)).stem for i in range(len(dataset))]))
     errors: dict[str, float] = {}
+    scorer = Scorer()
     for batch in Loader(dataset, order, workers=workers):
         drawn, frames = _draw(model, sampler, batch, sample_num)
         mae = (drawn - batch["target"]).abs().mean(dim=(1, 2, 3))
+        scorer.update(
+            to_uint8(drawn),
+            torch.arange(len(errors), len(errors) + len(drawn)),
+            truth=to_uint8(batch["target"]),
+            mask=batch.get("mask"),
+        )
         for place, seed in enumerate(batch["seed"].tolist()):
             name = next(names)
             errors[name] = mae[place].item()
@@ -117,7 +128,10 @@ def restore(
                 write_png(folder / f"{kind}_{name}.png", picture, {**record, "seed": seed})
     total = sum(errors.values()) / len(errors)
     del record["seed"]
+    found = summarise(scorer.tally, scorer.networks, names=dict(enumerate(errors)))
     scores = {"mae": total, "mae_255": total * 127.5, **record, "images": errors}
+    scores["metrics"] = json.loads(found.to_json(per_image=True))
+    (folder / "scores.txt").write_text(found.table(), encoding="utf-8")
     (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     return scores
 

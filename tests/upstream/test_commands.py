@@ -95,6 +95,16 @@ def test_train_then_test(name: str, write: Any, tmp_path: Path, capsys: Any) -> 
         np.asarray(Image.open(results / f"{kind}_00003.png"), float) for kind in ("GT", "Out")
     )
     assert abs(truth - out).mean() / 127.5 == pytest.approx(scores["images"]["00003"], abs=0.01)
+    # The metrics are those of the files beside them.
+    found = scores["metrics"]["scores"]
+    whole = abs(_all(results, "GT") - _all(results, "Out")).mean()
+    assert found["mae"]["value"] == pytest.approx(whole, rel=1e-9)
+    assert found["fid_random"]["images"] == 12
+    assert "NOT Inception" in (results / "scores.txt").read_text()
+    assert any(line.startswith("PSNR, mean over images") for line in printed)
+    assert main(["evaluate", "--samples", str(results), "--truth", str(results)]) == 0
+    shown = capsys.readouterr().out
+    assert f"{found['fid_random']['value']:.6g}" in shown
     with Image.open(results / "Process_00003.png") as process:
         # The start and 3 snapshots (6 steps, every second), two in a row.
         assert process.size == (2 * 18 + 2, 2 * 18 + 2)
@@ -102,6 +112,12 @@ def test_train_then_test(name: str, write: Any, tmp_path: Path, capsys: Any) -> 
         mask = np.asarray(Image.open(results / "Mask_00003.png"))
         known = (mask != 255).any(axis=2)
         assert (truth[known] == out[known]).all()
+
+
+def _all(results: Path, kind: str) -> Any:
+    return np.stack(
+        [np.asarray(Image.open(path), float) for path in sorted(results.glob(f"{kind}_*.png"))]
+    )
 
 
 def test_our_config(write: Any, pictures: Path, tmp_path: Path, capsys: Any) -> None:
