@@ -37,7 +37,7 @@ def evaluation(request: Request, output: Path, scoring: Mapping[str, str | None]
     lines = [configs.to_yaml(request.config)]
     lines += [f"{name}: {value}" for name, value in facts.items() if value is not None]
     task = request.config.task
-    table = paper.TABLES[request.table] if request.table else paper.nearest(task.name, task.mask)
+    table = paper.TABLES[request.table] if request.table else paper.nearest(task.name, vars(task))
     if table is not None:
         method = None if request.preset is None else PRESETS[request.preset].method
         lines += ["", *_figures(table, method)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 METRICS = {
     "fid": "FID",
@@ -254,6 +255,8 @@ _JPEG = tuple(
     for quality, (baseline, ours) in _QUALITIES.items()
 )
 
+_UNSTATED = "pictures and mask are not stated with this table; those of table 9 are meant here"
+
 _ABLATIONS = (
     Table(
         "attention",
@@ -268,6 +271,7 @@ _ABLATIONS = (
             _ablation("local attention, 552M parameters", 9.4, 149.8, 78.2),
             _ablation("Palette: global attention, 552M parameters", 7.4, 164.8, 67.1),
         ),
+        _UNSTATED,
     ),
     Table(
         "loss-inpaint",
@@ -277,6 +281,7 @@ _ABLATIONS = (
         10_000,
         "L1 against L2",
         (_loss("Palette (L1)", 3.6, 41.9, 0.11), _loss("Palette (L2)", 3.6, 43.8, 0.13)),
+        _UNSTATED,
     ),
     Table(
         "loss-colorize",
@@ -333,13 +338,17 @@ TABLES: dict[str, Table] = {
 """Every setting that the paper gives figures of, by our name for it."""
 
 
-def nearest(task: str, mask: str | None = None) -> Table | None:
-    """The setting that compares best with a task: by its mask, else the paper's main one.
+MASKS = {f"free_form_{hole.replace('-', '_')}": f"inpaint-{hole}" for hole in _HOLES}
+"""Our mask to the setting that was tested with it."""
+
+
+def nearest(task: str, options: Mapping[str, Any]) -> Table | None:
+    """The setting that compares best with a task of these options, else the paper's main one.
 
     None where the paper has no figures of the task.
     """
     if task == "inpaint":
-        hole = {f"free_form_{h.replace('-', '_')}": h for h in _HOLES}.get(mask or "", "center")
-        return TABLES[f"inpaint-{hole}"]
-    main = {"colorize": "colorize", "uncrop": "uncrop", "restore_jpeg": "restore_jpeg-5"}
-    return TABLES[main[task]] if task in main else None
+        return TABLES[MASKS.get(str(options.get("mask")), "inpaint-center")]
+    if task == "restore_jpeg":
+        return TABLES.get(f"restore_jpeg-{options.get('quality')}", TABLES["restore_jpeg-5"])
+    return TABLES.get(task)

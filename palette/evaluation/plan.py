@@ -40,8 +40,8 @@ class Plan:
     """Samples evaluated together; another number can change the last bit of a network's answer."""
     precision: str
     task: str
-    mask: str | None
-    """Of the config; None where the task has none."""
+    task_options: dict[str, Any]
+    """The other options of the config's section ``task``."""
     data: dict[str, Any]
     """source, path, fit, limit, held_out, seed (of crops, masks) and the SHA-256 of all names."""
     images: int
@@ -122,6 +122,7 @@ def make_plan(
     images = min(len(dataset), count or len(dataset))
     names = json.dumps([dataset.source.name(number) for number in range(images)])
     data, first = config.data, dataset[(0, 0)]
+    task = dataclasses.asdict(config.task)
     pictures = {
         INPUTS: first["condition"].shape[0] in (1, 3),
         TRUTH: True,
@@ -140,7 +141,7 @@ def make_plan(
         batch_size=batch_size,
         precision=str(model.dtype).removeprefix("torch."),
         task=config.task.name,
-        mask=config.task.mask if "mask" in first else None,
+        task_options={key: value for key, value in task.items() if key != "name"},
         data={
             "source": data.source,
             "path": data.path,

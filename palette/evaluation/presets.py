@@ -41,7 +41,7 @@ _TRAINING = (
     "train.ema_decay=0.9999",
     "train.loss=l2",
 )
-_ABLATED = ("train.steps=500000", "data.batch_size=512")  # section 5 of the ablations
+_ABLATED = ("train.steps=500000", "data.batch_size=512")  # table 5 alone
 _SAMPLING = (
     "sample.solver=ddpm",
     "sample.steps=1000",
@@ -184,7 +184,7 @@ def _losses() -> list[Preset]:
     for name, extra in (("inpaint", ("task.mask=paper",)), ("colorize", ())):
         scored = ("task.mask=center",) if name == "inpaint" else ()
         for loss in ("l1", "l2"):
-            trained = (*_ABLATED, *extra, f"train.loss={loss}")
+            trained = (*extra, f"train.loss={loss}")
             method = f"Palette ({loss.upper()})"
             task = (f"task.name={name}",)
             found.append(Preset(f"{name}-{loss}", f"loss-{name}", method, task, scored, trained))

@@ -10,6 +10,7 @@ from typing import Any
 
 from palette.config import Config
 from palette.evaluation import paper
+from palette.evaluation.layout import MASKS
 from palette.evaluation.plan import Plan
 from palette.evaluation.scoring import Scoring
 
@@ -63,7 +64,7 @@ def _facts(
         ("steps", plan.steps, STEPS),
         ("solver", plan.solver, SOLVER),
         ("noise levels of sampling", _grid(plan, config), "linear 0.0001 to 0.09"),
-        ("training", _training(config), _training_of(table)),
+        ("training", _training(config), _training_of(table, config)),
         ("network", _network(config), "256 channels, 552M parameters"),
         *_scored(table, scoring),
     ]
@@ -107,14 +108,17 @@ def _is_list_of(table: paper.Table, plan: Plan) -> bool:
 
 
 def _setting(plan: Plan, table: paper.Table) -> str:
-    if plan.mask is None:
+    if "quality" in plan.task_options and plan.task == "restore_jpeg":
+        quality = plan.task_options["quality"]
+        return "JPEG quality drawn from 5 to 30" if quality is None else f"JPEG quality {quality}"
+    if MASKS not in plan.pictures:
         return table.setting
-    known = {"right": "right half"} | {
-        f"free_form_{hole.replace('-', '_')}": words for hole, words in paper.HOLE_WORDS.items()
-    }
+    known = {"right": "right half"}
+    known |= {mask: paper.TABLES[key].setting for mask, key in paper.MASKS.items()}
     if plan.image_size == (SIDE, SIDE):
         known["center"] = paper.HOLE_WORDS["center"]
-    words = known.get(plan.mask, f"mask {plan.mask}")
+    mask = plan.task_options["mask"]
+    words = known.get(mask, f"mask {mask}")
     return table.setting if words in table.setting or table.number in ("T5", "T6") else words
 
 
@@ -129,9 +133,10 @@ def _training(config: Config) -> str:
     return f"{train.steps} steps, batch {config.data.batch_size}, {train.loss.upper()}"
 
 
-def _training_of(table: paper.Table) -> str:
+def _training_of(table: paper.Table, config: Config) -> str:
     steps, batch = (500_000, 512) if table.number == "T5" else (_STEPS_TRAINED, _BATCH)
-    return f"{steps} steps, batch {batch}, L2"
+    both = table.number in ("T6", "T8")  # which have a row for each loss
+    return f"{steps} steps, batch {batch}, {config.train.loss.upper() if both else 'L2'}"
 
 
 def _network(config: Config) -> str:

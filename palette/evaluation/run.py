@@ -128,7 +128,11 @@ def evaluate(request: Request, root: Path, scoring: Scoring, world: World) -> Sc
     masks = root / MASKS if MASKS in plan.pictures else None
     scores = score(root / SAMPLES, root / TRUTH, masks, names, scoring, world, bars)
     bars.close()
-    table = paper.TABLES[request.table] if request.table else paper.nearest(plan.task, plan.mask)
+    table = (
+        paper.TABLES[request.table]
+        if request.table
+        else paper.nearest(plan.task, plan.task_options)
+    )
     if world.is_first:
         write_scores(root, scores, beside_the_paper(table, plan, config, scoring))
         page.write(root)

@@ -71,7 +71,7 @@ def test_training_by_preset_takes_overrides(tmp_path, capsys):
     assert main(["train", "--preset", "colorize-l1", "--dry-run", "--set", *small]) == 0
     shown = capsys.readouterr().out
     assert "loss: l1" in shown
-    assert "steps: 500000" in shown
+    assert "steps: 1000000" in shown
     assert "channels: 32" in shown
     assert main(["train", "--preset", "no"]) == 2
     assert "--preset no: unknown; there are inpaint-imagenet-10-20" in capsys.readouterr().err
@@ -100,7 +100,9 @@ def test_the_papers_figures():
 
 
 def test_the_setting_nearest_to_a_task():
-    assert paper.nearest("inpaint", "center").key == "inpaint-center"
-    assert paper.nearest("inpaint", "free_form_10_20").key == "inpaint-10-20"
-    assert paper.nearest("uncrop", "uncrop").key == "uncrop"
-    assert paper.nearest("paired") is None
+    assert paper.nearest("inpaint", {"mask": "center"}).key == "inpaint-center"
+    assert paper.nearest("inpaint", {"mask": "free_form_10_20"}).key == "inpaint-10-20"
+    assert paper.nearest("uncrop", {"mask": "uncrop"}).key == "uncrop"
+    assert paper.nearest("restore_jpeg", {"quality": 20}).key == "restore_jpeg-20"
+    assert paper.nearest("restore_jpeg", {"quality": None}).key == "restore_jpeg-5"
+    assert paper.nearest("paired", {}) is None
