@@ -88,7 +88,7 @@ CTEST10K, PLACES10K, FIRST5K = "ImageNet ctest10k", "Places2 places10k", "ImageN
 _ORIGINAL = _row("original images", 2.7, 250.1, 76.0, 0.0)
 _ORIGINAL_HOLE = _row("original images", 5.1, 231.6, 74.6, 0.0)
 _ORIGINAL_PLACES = _two("original images", 11.4, 0.0)
-_BOTH = "Palette (trained on ImageNet and Places2)"
+BOTH = "Palette (trained on ImageNet and Places2)"
 _ONE = "Palette (trained on ImageNet)"
 
 _COLORIZE = (
@@ -128,25 +128,25 @@ _HOLES = {
         _row("DeepFillv2", 6.7, 198.2, 71.6, 38.6),
         _row("HiFill", 7.5, 192.0, 70.1, 46.9),
         _row(_ONE, 5.1, 221.0, 73.8, 15.6),
-        _row(_BOTH, 5.2, 219.2, 73.7, 15.5),
+        _row(BOTH, 5.2, 219.2, 73.7, 15.5),
     ),
     "20-30": (
         _row("DeepFillv2", 9.4, 174.6, 68.8, 64.7),
         _row("HiFill", 12.4, 157.0, 65.7, 86.2),
         _row(_ONE, 5.2, 208.6, 72.6, 27.4),
-        _row(_BOTH, 5.2, 205.5, 72.3, 27.6),
+        _row(BOTH, 5.2, 205.5, 72.3, 27.6),
     ),
     "30-40": (
         _row("DeepFillv2", 14.2, 144.7, 64.9, 95.5),
         _row("HiFill", 20.9, 115.6, 59.4, 131.0),
         _row(_ONE, 5.5, 195.2, 71.4, 39.9),
-        _row(_BOTH, 5.6, 192.8, 71.3, 40.2),
+        _row(BOTH, 5.6, 192.8, 71.3, 40.2),
     ),
     "center": (
         _row("DeepFillv2", 18.0, 135.3, 64.3, 117.2),
         _row("HiFill", 20.1, 126.8, 62.3, 129.7),
         _row(_ONE, 6.4, 173.3, 69.7, 58.8),
-        _row(_BOTH, 6.6, 173.9, 69.3, 59.5),
+        _row(BOTH, 6.6, 173.9, 69.3, 59.5),
     ),
 }
 
@@ -155,27 +155,27 @@ _PLACES_HOLES = {
         _two("DeepFillv2", 12.2, 38.1),
         _two("HiFill", 13.0, 55.1),
         _two(_ONE, 11.6, 22.1),
-        _two(_BOTH, 11.6, 20.3),
+        _two(BOTH, 11.6, 20.3),
     ),
     "20-30": (
         _two("DeepFillv2", 13.5, 63.0),
         _two("HiFill", 15.7, 92.8),
         _two("Co-ModGAN", 12.4, 51.6),
         _two(_ONE, 11.8, 37.7),
-        _two(_BOTH, 11.7, 35.0),
+        _two(BOTH, 11.7, 35.0),
     ),
     "30-40": (
         _two("DeepFillv2", 15.8, 90.1),
         _two("HiFill", 20.1, 132.0),
         _two(_ONE, 12.1, 53.5),
-        _two(_BOTH, 11.6, 49.2),
+        _two(BOTH, 11.6, 49.2),
     ),
     "center": (
         _two("DeepFillv2", 15.3, 96.3),
         _two("HiFill", 16.9, 115.4),
         _two("Co-ModGAN", 13.7, 86.2),
         _two(_ONE, 12.2, 62.8),
-        _two(_BOTH, 11.9, 57.3),
+        _two(BOTH, 11.9, 57.3),
     ),
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from palette.evaluation.paper import CTEST10K, FIRST5K, HOLE_WORDS, PLACES10K, TABLES, Table
+from palette.evaluation.paper import BOTH, CTEST10K, FIRST5K, HOLE_WORDS, PLACES10K, TABLES, Table
 
 LIST_FILES = {
     CTEST10K: "lists/imagenet_ctest10k.txt",
@@ -19,7 +19,7 @@ LIST_FILES = {
 TRAIN_FILES = {
     CTEST10K: "lists/imagenet_train.txt",
     FIRST5K: "lists/imagenet_train.txt",
-    PLACES10K: "lists/places2_train.txt",
+    PLACES10K: "lists/imagenet_places2_train.txt",
 }
 
 # Section 4 and appendix A: the 552M-parameter network of ADM without classes, and its training.
@@ -122,7 +122,7 @@ def _inpainting() -> list[Preset]:
                 Preset(
                     f"inpaint-{data}-{hole}",
                     table,
-                    _method(table),
+                    _method(table, "Palette" if data == "imagenet" else BOTH),
                     ("task.name=inpaint",),
                     scored,
                     trained,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from palette import config as configs
@@ -106,3 +108,16 @@ def test_the_setting_nearest_to_a_task():
     assert paper.nearest("restore_jpeg", {"quality": 20}).key == "restore_jpeg-20"
     assert paper.nearest("restore_jpeg", {"quality": None}).key == "restore_jpeg-5"
     assert paper.nearest("paired", {}) is None
+
+
+def test_the_readme_shows_the_papers_figures():
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| `")]
+    shown = {row[0].strip(" `"): row[2:] for row in rows if row[0].strip(" `") in PRESETS}
+    assert len(shown) >= 15
+    for name, cells in shown.items():
+        preset = PRESETS[name]
+        values = next(r.values for r in preset.figures.rows if r.method == preset.method)
+        for metric, cell in zip(("fid", "is", "ca", "pd"), cells, strict=True):
+            figure = cell.partition("/")[0].strip()
+            assert figure == (f"{values[metric]:g}" if metric in values else "")
