@@ -13,7 +13,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     sample = commands.add_parser("sample", help="sample from a trained model on your own images")
     sample.add_argument("checkpoint", help="run directory, checkpoint or single file")
     sample.add_argument("--config", help="config to use in place of the saved one")
-    sample.add_argument("--input", nargs="+", required=True, help="images, or folders of images")
+    sample.add_argument("--input", nargs="+", default=[], help="images, or folders of images")
     sample.add_argument("--output", required=True, metavar="DIR", help="folder for the PNG files")
     sample.add_argument("-n", "--count", type=positive, default=1, help="samples per image")
     sample.add_argument("--steps", type=positive, help="network evaluations per image")
@@ -34,6 +34,18 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="to inpaint: white = to be filled; an image, a folder of equal names, or a name "
         "such as center",
     )
+    tasks.add_argument("--factor", type=float, help="to upscale: how many times as large")
+    tasks.add_argument(
+        "--augmentation", type=float, help="to upscale: share of noise in the input, 0 to 1"
+    )
+    tasks.add_argument("--label", type=int, help="class to draw, from 0")
+    tasks.add_argument("--guidance", type=float, help="weight of the label, 1 = as trained")
+    tasks.add_argument(
+        "--size", type=positive, nargs=2, metavar=("HEIGHT", "WIDTH"), help="to generate"
+    )
+    tasks.add_argument(
+        "--then", nargs="+", default=[], metavar="MODEL", help="upscale the result with these"
+    )
     sample.set_defaults(run=_sample)
 
 
@@ -41,24 +53,35 @@ def _sample(options: argparse.Namespace) -> int:
     from palette import pipeline
     from palette.files import Wishes, sample_files
 
-    model = pipeline.load(
-        options.checkpoint,
-        options.config,
-        weights=options.weights,
-        device=options.device,
-        precision=options.precision,
-    )
+    models = [
+        pipeline.load(
+            checkpoint,
+            options.config if number == 0 else None,
+            weights=options.weights,
+            device=options.device,
+            precision=options.precision,
+        )
+        for number, checkpoint in enumerate((options.checkpoint, *options.then))
+    ]
     written = sample_files(
-        model,
+        models,
         [Path(path) for path in options.input],
         Path(options.output),
-        Wishes(task=options.task, mask=options.mask),
+        Wishes(
+            task=options.task,
+            mask=options.mask,
+            factor=options.factor,
+            augmentation=options.augmentation,
+            size=options.size and (options.size[0], options.size[1]),
+        ),
         count=options.count,
         seed=options.seed,
         steps=options.steps,
         solver=options.solver,
         native=options.native,
         tiled=options.tiled,
+        label=options.label,
+        guidance=options.guidance,
     )
     for path in written:
         print(path)

@@ -16,12 +16,15 @@ from palette.build import (
     image_size,
     resolve_device,
     resolve_precision,
+    tells_level,
 )
 from palette.config import Config
 from palette.diffusion.sampler import Sampler
 from palette.models.layers import channels_last
 from palette.models.tiled import Tiled
 from palette.ops import noise, philox
+
+_AT_ONCE = 16  # images a batch is cut into
 
 Preview = Callable[[int, Tensor], Any]
 
@@ -33,7 +36,9 @@ class Options(TypedDict, total=False):
         steps: network evaluations; default ``config.sample.steps``.
         seed: image i of a list is drawn with ``seed + i``, alone or in a batch; default 0.
         solver: dpmpp_2m, unipc, ddim or ddpm; default ``config.sample.solver``.
-        eta: noise of ddim: 0 none, 1 ancestral.
+        eta: noise of ddim: 0 none, 1 ancestral; default ``config.sample.eta``.
+        label: class to draw, from 0, of a model with classes; default none in particular.
+        guidance: weight of the label; default ``config.sample.guidance``.
         native: show the network the whole picture at its own size.
         tiled: the picture's own size, shown to the network in overlapping tiles of its own.
         progress: draw a bar on a terminal.
@@ -44,6 +49,8 @@ class Options(TypedDict, total=False):
     seed: int
     solver: str | None
     eta: float | None
+    label: int | None
+    guidance: float | None
     native: bool
     tiled: bool
     progress: bool
@@ -58,6 +65,8 @@ class Request:
     solver: str
     seed: int
     eta: float = 0.0
+    label: int | None = None
+    guidance: float = 1.0
     native: bool = False
     tiled: bool = False
     progress: bool = False
@@ -97,12 +106,14 @@ class Engine:
     def record(self, seed: int, **options: Any) -> dict[str, Any]:
         """What a written picture should say of its origin, to be drawn again."""
         request = self._request(**options, seed=seed)
+        label = {"label": request.label, "guidance": request.guidance}
         return {
             "model": self.name,
             "weights": self.digest,
             "seed": request.seed,
             "steps": request.steps,
             "solver": request.solver,
+            **({} if request.label is None else label),
         }
 
     def sampler(
@@ -140,14 +151,27 @@ class Engine:
         *,
         known: Tensor | None = None,
         mask: Tensor | None = None,
+        level: Tensor | None = None,
     ) -> Tensor:
-        """A batch [N, C, H, W] float32 in [-1, 1] from conditions [N, C', H, W]."""
+        """A batch [N, C, H, W] float32 in [-1, 1] from conditions [N, C', H, W].
+
+        ``level`` [N] is that of the condition, by default clean where the network is told it.
+        """
+        classes, ones = self.config.model.num_classes, torch.ones_like(seeds)
+        if level is None and tells_level(self.config):
+            level = ones.float()
+        label = None
+        if classes is not None:
+            label = ones * (classes if request.label is None else request.label)
         return self._sampler(request).sample(
             condition,
             seeds=seeds,
             channels=CHANNELS if known is None else known.shape[1],
             known=known,
             mask=mask,
+            label=label,
+            level=level,
+            batch_size=_AT_ONCE,
             progress=request.progress,
             on_step=request.on_step,
         )
@@ -157,7 +181,7 @@ class Engine:
         return noise(seeds, step, shape, stream=philox.CONDITION)
 
     def _sampler(self, request: Request) -> Sampler:
-        key = (request.solver, request.steps, request.eta, request.tiled)
+        key = (request.solver, request.steps, request.eta, request.guidance, request.tiled)
         if key not in self._samplers:
             tile = image_size(self.config)
             self._samplers[key] = Sampler(
@@ -166,6 +190,7 @@ class Engine:
                 solver=request.solver,
                 prediction=self.config.model.prediction,
                 eta=request.eta,
+                guidance=request.guidance,
                 dtype=self.dtype,
             )
         return self._samplers[key]
@@ -176,6 +201,8 @@ class Engine:
         solver: str | None = None,
         seed: int = 0,
         eta: float | None = None,
+        label: int | None = None,
+        guidance: float | None = None,
         native: bool = False,
         tiled: bool = False,
         progress: bool = False,
@@ -183,6 +210,10 @@ class Engine:
     ) -> Request:
         if native and tiled:
             raise ValueError("native and tiled: give one of them, not both")
+        classes = self.config.model.num_classes
+        if label is not None and not 0 <= label < (classes or 0):
+            known = "no classes" if classes is None else f"classes 0 to {classes - 1}"
+            raise ValueError(f"label: found {label}; the model has {known}")
         sample = self.config.sample
         steps = sample.steps if steps is None else steps
         # Few steps of a network published with a thousand ancestral ones want another solver.
@@ -194,6 +225,8 @@ class Engine:
             solver=solver or usual,
             seed=seed,
             eta=sample.eta if eta is None else eta,
+            label=label,
+            guidance=1.0 if label is None else sample.guidance if guidance is None else guidance,
             native=native,
             tiled=tiled,
             progress=progress,

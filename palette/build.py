@@ -7,6 +7,7 @@ from torch import nn
 
 from palette.config import Config, ConfigError
 from palette.data.dataset import TaskDataset
+from palette.data.sources import class_names
 from palette.data.split import open_split
 from palette.data.tasks import Task, make_task, takes
 from palette.diffusion.schedule import Array, Schedule, published, spaced
@@ -23,7 +24,7 @@ def build_network(config: Config) -> nn.Module:
     if model.kind == "sr3":
         return SR3UNet(
             image_size=image_size(config),
-            in_channels=2 * CHANNELS,
+            in_channels=condition_channels(config) + CHANNELS,
             out_channels=CHANNELS,
             channels=model.channels,
             channel_mults=model.channel_mults,
@@ -36,7 +37,7 @@ def build_network(config: Config) -> nn.Module:
         )
     return UNet(
         image_size=image_size(config),
-        in_channels=2 * CHANNELS,
+        in_channels=condition_channels(config) + CHANNELS,
         out_channels=CHANNELS,
         channels=model.channels,
         channel_mults=model.channel_mults,
@@ -53,6 +54,7 @@ def build_network(config: Config) -> nn.Module:
         checkpoint=model.checkpoint,
         embedding=model.embedding,
         num_classes=model.num_classes,
+        condition_level=tells_level(config),
     )
 
 
@@ -67,12 +69,30 @@ def build_schedule(config: Config) -> Schedule:
 def build_task(config: Config) -> Task:
     """The task that ``config.task`` describes. Raises ValueError where its mask cannot be read."""
     chosen = config.task
-    return make_task(chosen.name, mask=chosen.mask, quality=chosen.quality)
+    return make_task(
+        chosen.name,
+        mask=chosen.mask,
+        quality=chosen.quality,
+        factor=chosen.factor,
+        augmentation=chosen.augmentation,
+        tasks=chosen.tasks,
+        weights=chosen.weights or [1.0] * len(chosen.tasks),
+    )
 
 
 def trained_tasks(config: Config) -> list[str]:
     """Names of what a model of this config can do."""
-    return [config.task.name]
+    return config.task.tasks if config.task.name == "mixture" else [config.task.name]
+
+
+def condition_channels(config: Config) -> int:
+    """Channels of the condition."""
+    return 0 if config.task.name == "generate" else CHANNELS
+
+
+def tells_level(config: Config) -> bool:
+    """Whether the network is told how noisy its condition is."""
+    return "upscale" in trained_tasks(config) and config.task.augmentation > 0
 
 
 def build_datasets(config: Config, *, split: bool = True) -> tuple[TaskDataset, TaskDataset | None]:
@@ -90,6 +110,7 @@ def build_datasets(config: Config, *, split: bool = True) -> tuple[TaskDataset, 
             f"data.source=pairs: task.name={config.task.name} takes no condition; "
             "use colorize or paired"
         )
+    _check_classes(config)
     training, held_out = open_split(
         data.source,
         data.path,
@@ -103,10 +124,35 @@ def build_datasets(config: Config, *, split: bool = True) -> tuple[TaskDataset, 
         names=data.names,
     )
     seed, fit = config.run.seed, data.fit
-    dataset = TaskDataset(training, task, size, seed, fit=fit, flip=data.flip, shuffle=data.shuffle)
+    dataset = TaskDataset(
+        training,
+        task,
+        size,
+        seed,
+        fit=fit,
+        flip=data.flip,
+        shuffle=data.shuffle,
+        fresh=config.task.fresh,
+    )
     if held_out is None:
         return dataset, None
     return dataset, TaskDataset(held_out, task, size, seed, fit=fit, shuffle=False)
+
+
+def _check_classes(config: Config) -> None:
+    """Labels and the network's classes go together."""
+    data, classes = config.data, config.model.num_classes
+    if data.source == "classes" and len(class_names(data.path)) != classes:
+        found = len(class_names(data.path))
+        raise ConfigError(
+            f"{data.path}: has {found} classes, but model.num_classes is {classes}; "
+            f"set it to {found}, or data.source=folder for none"
+        )
+    if classes is not None and data.source in ("photos", "folder", "list", "pairs"):
+        raise ConfigError(
+            f"model.num_classes={classes} needs labels, such as data.source=classes; "
+            f"data.source={data.source} has none"
+        )
 
 
 def epoch_length(pictures: int, config: Config) -> int:

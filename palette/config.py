@@ -21,20 +21,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from palette._config_option import Option, option
+from palette._config_task import Task as Task
+from palette._config_task import check_task
 from palette._config_text import ConfigError as ConfigError
 from palette._config_text import entries, override, read_text
-
-
-def _tasks() -> list[str]:
-    from palette.data.tasks import TASKS  # when asked: a program may register its own
-
-    return sorted(TASKS)
-
-
-def _masks() -> list[str]:
-    from palette.data.masks import MASKS
-
-    return ["auto", *MASKS]
 
 
 def _sources() -> list[str]:
@@ -112,24 +102,10 @@ class Schedule:
 
 
 @dataclasses.dataclass
-class Task:
-    name: str = option("inpaint", "what the model learns to do", known=_tasks, fixed=True)
-    mask: str = option(
-        "auto",
-        "hole in training, or path of masks; auto: hybrid, or to uncrop as in the paper",
-        known=_masks,
-        paths=True,
-    )
-    quality: int | None = option(
-        None, "of restore_jpeg; null: drawn from 5 to 30 as in the paper", low=1, high=100
-    )
-
-
-@dataclasses.dataclass
 class Data:
     source: str = option(
         "photos",
-        "photos: the pictures inside scikit-image; folder, list, pairs: yours at data.path",
+        "photos: the pictures inside scikit-image; folder, list, pairs, classes: at data.path",
         known=_sources,
     )
     path: str = option("", "folder of images, or text file of paths")
@@ -183,6 +159,9 @@ class Train:
     resume_from: str = option(
         "", "published checkpoint that a new run continues, without _Network.pth or .state"
     )
+    label_drop: float = option(
+        0.1, "share of samples trained without their label, for guidance", low=0, below=1
+    )
     save_every: int = option(1000, "between checkpoints", unit="steps", low=1)
     log_every: int = option(10, "between lines of metrics.jsonl", unit="steps", low=1)
     sample_every: int = option(
@@ -196,6 +175,12 @@ class Sample:
     solver: Literal["dpmpp_2m", "ddim", "ddpm", "unipc"] = option("dpmpp_2m", "reverse process")
     steps: int = option(25, "network evaluations per image", unit="steps", low=1, high=10**6)
     eta: float = option(0.0, "noise of ddim: 0 none, 1 ancestral", low=0, high=1)
+    guidance: float = option(
+        1.0, "weight of the label; 1: as trained, above: more typical of its class", low=0, high=100
+    )
+    augmentation: float = option(
+        0.0, "of upscale: noise mixed into the input, as share of variance", low=0, below=1
+    )
     grid: Literal["log_snr", "published"] = option(
         "log_snr",
         "noise levels: even in log-SNR within those trained on, or a beta schedule of its own",
@@ -382,7 +367,7 @@ def _check_together(config: Config, origin: str) -> None:
             f"{origin}: sample.steps must be 1 with model.prediction=regression; "
             f"got {config.sample.steps}"
         )
-    if config.data.source in ("folder", "list", "pairs") and not config.data.path:
+    if config.data.source in ("folder", "list", "pairs", "classes") and not config.data.path:
         raise ConfigError(f"{origin}: data.path is needed with data.source={config.data.source}")
     if config.data.source != "pairs":
         for name in ("conditions", "names"):
@@ -393,5 +378,8 @@ def _check_together(config: Config, origin: str) -> None:
             f"{origin}: train.accumulate must divide data.batch_size={config.data.batch_size}; "
             f"got {config.train.accumulate}"
         )
+    check_task(config.task, config.model.kind, origin)
+    if config.summary.crops and config.task.name not in ("inpaint", "uncrop"):
+        raise ConfigError(f"{origin}: summary.crops must be 0 with task.name={config.task.name}")
     if not config.run.dir.strip():
         raise ConfigError(f"{origin}: run.dir must name a directory; got {config.run.dir!r}")

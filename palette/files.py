@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,15 @@ class Wishes:
         task: which of its tasks a model of several is to do.
         mask: to inpaint: an image for all, a folder with a mask of the same name for each, or a
             name of ``palette.data.masks``.
+        factor, augmentation: see ``Pipeline.upscale``; for this model and those behind it.
+        size: height and width, to generate.
     """
 
     task: str | None = None
     mask: str | None = None
+    factor: float | None = None
+    augmentation: float | None = None
+    size: tuple[int, int] | None = None
 
     def only(self, task: str, *allowed: str) -> None:
         """Raises ValueError where something is said that the task cannot make use of."""
@@ -41,7 +46,7 @@ class Wishes:
 
 
 def sample_files(
-    model: Pipeline,
+    models: Sequence[Pipeline],
     inputs: list[Path],
     output: Path,
     wishes: Wishes,
@@ -53,46 +58,81 @@ def sample_files(
     """Sample for every image of ``inputs`` and write lossless PNG files into ``output``.
 
     Args:
-        model: for the task wanted.
-        inputs: images, or folders of images.
+        models: one for the task wanted, and any number that upscale what the one before made.
+        inputs: images, or folders of images; none where pictures are generated.
         output: folder for the results, made where missing; nothing is written outside it.
         wishes: what to do.
         count: samples per image.
         seed: the i-th picture written has seed ``seed + i``.
-        options: see ``palette.pipeline.Options``.
+        options: see ``palette.pipeline.Options``; a label is for the first model.
 
     Yields:
-        The path of each file written. Its text chunk ``palette`` holds model, weights, seed, steps.
+        The path of each file written. Its text chunk ``palette`` holds model, weights, seed, steps,
+        in ``then`` those of the models behind the first.
 
     Raises:
         ValueError: no input, no mask for an image, a mask of another size, or a wish that the
             model cannot fulfil.
     """
-    draw = _drawing(model, wishes)
+    first, *stages = models
+    task = _task(first, wishes.task)
+    draw = _drawing(first, task, wishes, cascade=bool(stages))
+    plain = {key: value for key, value in options.items() if key not in ("label", "guidance")}
+    for path, name in _numbered(task, inputs, count):
+        output.mkdir(parents=True, exist_ok=True)
+        result = draw(path, {**options, "seed": seed, "progress": True})
+        record = first.record(seed, **options)
+        for stage in stages:
+            result = stage.upscale(
+                result,
+                wishes.factor,
+                augmentation=wishes.augmentation,
+                **{**plain, "seed": seed, "progress": True},
+            )
+        if stages:
+            record["then"] = [stage.record(seed, **plain) for stage in stages]
+        write_png(output / name, result, record)
+        yield output / name
+        seed += 1
+
+
+def _numbered(task: str, inputs: list[Path], count: int) -> list[tuple[Path, str]]:
+    """Each picture to be drawn: what it is made from, and the name of its file."""
+    if task == "generate":
+        if inputs:
+            raise ValueError(f"--input: found {inputs[0]}; generate makes pictures from nothing")
+        return [(Path(), f"{number:06d}.png") for number in range(count)]
+    if not inputs:
+        raise ValueError(f"--input: found none; the task {task} wants images")
     pictures = [path for given in inputs for path in _images(given)]
-    output.mkdir(parents=True, exist_ok=True)
     names = unique([path.stem for path in pictures])
-    for index, (path, name) in enumerate(zip(pictures, names, strict=True)):
-        for copy in range(count):
-            number = seed + index * count + copy
-            result = draw(path, {**options, "seed": number, "progress": True})
-            target = output / (f"{name}.png" if count == 1 else f"{name}_{copy}.png")
-            write_png(target, result, model.record(number, **options))
-            yield target
+    return [
+        (path, f"{name}.png" if count == 1 else f"{name}_{copy}.png")
+        for path, name in zip(pictures, names, strict=True)
+        for copy in range(count)
+    ]
 
 
-def _drawing(model: Pipeline, wishes: Wishes) -> Draw:
+def _drawing(model: Pipeline, task: str, wishes: Wishes, *, cascade: bool) -> Draw:
     """One picture from one file, by the method of the task."""
-    task = _task(model, wishes.task)
+    upscaling = ("factor", "augmentation") if cascade or task == "upscale" else ()
     if task in ("inpaint", "uncrop"):
-        wishes.only(task, "mask")
+        wishes.only(task, "mask", *upscaling)
         mask = wishes.mask
         if mask is None:
             raise ValueError(
                 "--mask: found none; inpainting wants an image whose white part is filled"
             )
         return lambda path, options: model.inpaint(path, _mask_for(path, mask), **options)
-    wishes.only(task)
+    if task == "generate":
+        wishes.only(task, "size", *upscaling)
+        return lambda _, options: model.generate(size=wishes.size, **options)
+    wishes.only(task, *upscaling)
+    if task == "upscale":
+        factor, augmentation = wishes.factor, wishes.augmentation
+        return lambda path, options: model.upscale(
+            path, factor, augmentation=augmentation, **options
+        )
     method = getattr(model, task, model.paired)  # a task of the user's own translates pictures
     return lambda path, options: method(path, **options)
 

@@ -22,16 +22,21 @@ from palette import upstream
 from palette._engine import Engine, Request
 from palette._engine import Options as Options
 from palette._pictures import Picture, like, open_mask, open_picture, recolour
-from palette.build import build_network, image_size, trained_tasks
+from palette.build import build_network, image_size, tells_level, trained_tasks
 from palette.config import Config
 from palette.data import images, region
+from palette.data.degrade import blur_with_noise, enlarge
 from palette.data.tasks import grey
+from palette.models.layers import pair
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-_TASKS = frozenset(("inpaint", "uncrop", "colorize", "paired", "restore_jpeg"))  # with a method
+# Those with a method; what a user registers is done as "paired" is.
+_TASKS = frozenset(
+    ("inpaint", "uncrop", "colorize", "paired", "restore_jpeg", "upscale", "generate")
+)
 
 
 class Pipeline(Engine):
@@ -124,6 +129,77 @@ class Pipeline(Engine):
 
         return self._each("restore_jpeg", image, options, restore)
 
+    def upscale(
+        self,
+        image: Picture | list[Picture],
+        factor: float | None = None,
+        *,
+        augmentation: float | None = None,
+        **options: Unpack[Options],
+    ) -> Any:
+        """Raise the resolution, at the size of the result: a large one is seen in tiles.
+
+        Args:
+            image: as of ``inpaint``.
+            factor: side of the result over that of the picture, above 1; default
+                ``config.task.factor``, for which the model was trained.
+            augmentation: share of the variance of the enlarged picture that becomes noise, of
+                which the network is told: what hides the faults of the stage before. At most
+                ``config.task.augmentation``; default ``config.sample.augmentation``.
+            options: see :class:`Options`; with ``native`` no tiles.
+
+        Raises:
+            ValueError: a number is out of range; the rest as of ``inpaint``.
+        """
+        times = self.config.task.factor if factor is None else factor
+        share = self.config.sample.augmentation if augmentation is None else augmentation
+        most = self.config.task.augmentation
+        if not times > 1:
+            raise ValueError(f"factor: found {factor}, wants a number above 1")
+        if not 0 <= share <= most:
+            raise ValueError(f"augmentation: found {share}; the model was trained with 0 to {most}")
+
+        def raise_resolution(picture: PILImage.Image, request: Request) -> PILImage.Image:
+            size = (round(picture.height * times), round(picture.width * times))
+            known = enlarge(images.to_tensor(picture), size).to(self.device)
+            if share > 0:
+                seeds = torch.tensor([request.seed], device=self.device)
+                known = blur_with_noise(known, self._condition_noise(seeds, known.shape)[0], share)
+            return self._translate(known, _unscaled(request), level=1.0 - share)
+
+        return self._each("upscale", image, options, raise_resolution)
+
+    def generate(
+        self,
+        count: int | None = None,
+        *,
+        size: int | tuple[int, int] | None = None,
+        **options: Unpack[Options],
+    ) -> Any:
+        """Make pictures from nothing but a seed, and a label where the model has classes.
+
+        Args:
+            count: how many; the i-th has ``seed + i``.
+            size: n or (height, width); default that of training. Larger ones are made in tiles.
+            options: see :class:`Options`, above all ``label`` and ``guidance``.
+
+        Returns:
+            A PIL image, or with ``count`` a list of them.
+
+        Raises:
+            ValueError: a number is out of range, or the model was not trained to generate.
+        """
+        self._require("generate")
+        if count is not None and count < 1:
+            raise ValueError(f"count: found {count}, wants at least 1")
+        request = _unscaled(self._request(**options))
+        number = 1 if count is None else count
+        seeds = request.seed + torch.arange(number, device=self.device)
+        shape = image_size(self.config) if size is None else pair(size, "size")
+        drawn = self._draw(torch.empty(number, 0, *shape, device=self.device), seeds, request)
+        pictures = [images.to_image(each.cpu()) for each in drawn]
+        return pictures[0] if count is None else pictures
+
     def _fill(
         self, pictures: list[PILImage.Image], holes: list[region.Mask], request: Request
     ) -> list[PILImage.Image]:
@@ -178,10 +254,14 @@ class Pipeline(Engine):
         own = request.native or request.tiled
         return region.whole(size, size if own else image_size(self.config))
 
-    def _translate(self, condition: Tensor, request: Request) -> PILImage.Image:
-        """One picture drawn from one condition [C', H, W]."""
+    def _translate(
+        self, condition: Tensor, request: Request, *, level: float = 1.0
+    ) -> PILImage.Image:
+        """One picture drawn from one condition [C', H, W] of a noise level."""
         seeds = torch.tensor([request.seed], device=self.device)
-        return images.to_image(self._draw(condition[None].to(self.device), seeds, request)[0].cpu())
+        levels = torch.tensor([level], device=self.device) if tells_level(self.config) else None
+        condition = condition[None].to(self.device)
+        return images.to_image(self._draw(condition, seeds, request, level=levels)[0].cpu())
 
 
 def load(

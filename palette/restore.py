@@ -161,12 +161,19 @@ def _draw(
         channels=target.shape[1],
         known=None if mask is None else target,
         mask=mask,
+        label=_on(model, batch, "label"),
+        level=_on(model, batch, "level"),
         initial=initial,
         on_step=keep,
         preview="state",
         progress=True,
     )
     return drawn.cpu(), frames
+
+
+def _on(model: Pipeline, batch: Batch, key: str) -> Tensor | None:
+    value: Tensor | None = batch.get(key)
+    return None if value is None else value.to(model.device)
 
 
 def _pictures(

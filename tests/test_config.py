@@ -155,6 +155,12 @@ def test_suggestions_across_sections(text: str, suggestion: str) -> None:
         ("data: {source: folder}", "data.path is needed"),
         ("data: {batch_size: 9}\ntrain: {accumulate: 2}", "train.accumulate must divide"),
         ("run: {dir: ' '}", "run.dir must name a directory"),
+        ("task: {name: mixture, tasks: [inpaint, inpaint]}", "task.tasks must be different"),
+        ("task: {name: mixture, weights: [1, 2]}", "one number for each of 3 task.tasks"),
+        ("task: {name: mixture, weights: [0, 0, 0]}", "not all 0"),
+        ("task: {name: mixture, tasks: [generate]}", "task.tasks must be one of colorize, inp"),
+        ("task: {name: upscale}\nmodel: {kind: sr3}", "task.augmentation must be 0 with"),
+        ("task: {name: colorize}\nsummary: {crops: 4}", "summary.crops must be 0"),
     ],
 )
 def test_broken_texts(text: str, expected: str) -> None:

@@ -8,7 +8,7 @@ count of processes, goes on with the samples it would have seen.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from palette.data import images, tasks
 from palette.data.images import UnreadableImage
 from palette.data.order import Draws, permute, sample_seeds
-from palette.data.sources import Pair, Source
+from palette.data.sources import Given, Labelled, Pair, Source
 from palette.data.tasks import Entry, Task
 
 Key = tuple[int, int]  # epoch, position
@@ -32,6 +32,15 @@ _ATTEMPTS = 32  # stand-ins tried for one picture before the source is given up
 _MAX_ZOOM = 8.0
 
 
+class _Loaded(NamedTuple):
+    """A sample's picture (of a pair both) at the wanted size, and what is known of it."""
+
+    pictures: list[Image.Image]
+    name: str
+    label: int | None
+    skipped: Skipped
+
+
 class UnreadableImages(ValueError):  # noqa: N818 - the name is part of the interface
     """Too many pictures cannot be read; the message is one line, with their names."""
 
@@ -43,11 +52,12 @@ class TaskDataset(torch.utils.data.Dataset[Entry]):
     cropped and resized as ``fit`` says: "largest" crop of the right proportions at a random place,
     "zoom", a random crop down to an eighth of that (but of no fewer pixels than wanted), "center",
     the largest crop in the middle, or "squash", all of it, proportions lost. ``flip`` mirrors half
-    of the samples. ``shuffle`` False keeps the order of the source in every epoch.
+    of the samples. ``shuffle`` False keeps the order of the source in every epoch, ``fresh`` False
+    what the task draws for a picture (its hole, quality and the like).
 
-    An entry is what the task returns, with ``name``, ``seed`` and ``skipped``: the pictures that
-    could not be read and were replaced by others, chosen by the same numbers. Raises
-    UnreadableImages when none of 33 pictures can be read.
+    An entry is what the task returns, with ``name``, ``seed``, ``label`` where the source has
+    classes, and ``skipped``: the pictures that could not be read and were replaced by others,
+    chosen by the same numbers. Raises UnreadableImages when none of 33 pictures can be read.
     """
 
     def __init__(
@@ -61,6 +71,7 @@ class TaskDataset(torch.utils.data.Dataset[Entry]):
         fit: Fit = "largest",
         flip: bool = False,
         shuffle: bool = True,
+        fresh: bool = True,
     ) -> None:
         self.source = source
         self.image_size = (image_size,) * 2 if isinstance(image_size, int) else image_size
@@ -72,6 +83,7 @@ class TaskDataset(torch.utils.data.Dataset[Entry]):
         self._fit: Fit = fit
         self._flip = flip
         self._shuffle = shuffle
+        self._fresh = fresh
 
     def __len__(self) -> int:
         """Samples in an epoch."""
@@ -89,16 +101,21 @@ class TaskDataset(torch.utils.data.Dataset[Entry]):
             self._load(key, index, seed, fit)
             for key, (index, seed), fit in zip(keys, numbers, fits, strict=True)
         ]
-        pixels = images.to_batch([given[0] for given, _, _ in loaded], self._channels)
+        pixels = images.to_batch([each.pictures[0] for each in loaded], self._channels)
         noise = tasks.condition_noise(seeds, tuple(pixels.shape[1:])) if self._takes_noise else None
-        draws = Draws.many(seeds, layer=_TASK_LAYER, ahead=_TASK_WORDS)
+        drawn = seeds
+        if not self._fresh:
+            drawn = sample_seeds(self._run_seed, 0, [index for index, _ in numbers]).tolist()
+        draws = Draws.many(drawn, layer=_TASK_LAYER, ahead=_TASK_WORDS)
         entries = []
-        for place, (seed, (_, name, skipped)) in enumerate(zip(seeds, loaded, strict=True)):
+        for place, (seed, found) in enumerate(zip(seeds, loaded, strict=True)):
             extra = {} if noise is None else {"noise": noise[place]}
-            if len(loaded[place][0]) > 1:
-                extra["condition"] = images.to_tensor(loaded[place][0][1], self._channels)
+            if len(found.pictures) > 1:
+                extra["condition"] = images.to_tensor(found.pictures[1], self._channels)
             entry = self._task(pixels[place], seed, draws[place], **extra)
-            entries.append({**entry, "name": name, "seed": seed, "skipped": skipped})
+            if found.label is not None:
+                entry = {**entry, "label": found.label}
+            entries.append({**entry, "name": found.name, "seed": seed, "skipped": found.skipped})
         return entries
 
     def _numbers(self, keys: Sequence[Key]) -> list[tuple[int, int]]:
@@ -114,9 +131,7 @@ class TaskDataset(torch.utils.data.Dataset[Entry]):
                 out[epoch, int(position)] = int(index), int(seed)
         return [out[epoch, position] for epoch, position in keys]
 
-    def _load(
-        self, key: Key, index: int, seed: int, fit: Draws
-    ) -> tuple[list[Image.Image], str, Skipped]:
+    def _load(self, key: Key, index: int, seed: int, fit: Draws) -> _Loaded:
         """The picture (of a pair both) at ``index``, or the first to be read of a side order."""
         bad: dict[int, tuple[str, str]] = {}
         for candidate in self._candidates(key, index):
@@ -124,8 +139,9 @@ class TaskDataset(torch.utils.data.Dataset[Entry]):
                 continue
             try:
                 given = self.source.load(candidate, Draws(seed, layer=_SOURCE_LAYER))
+                label = given.label if isinstance(given, Labelled) else None
                 fitted = self._fitted_all(given, fit)
-                return fitted, self.source.name(candidate), list(bad.values())
+                return _Loaded(fitted, self.source.name(candidate), label, list(bad.values()))
             except UnreadableImage as error:
                 bad[candidate] = (self.source.name(candidate), str(error))
         first = next(iter(bad.values()))[1]
@@ -137,9 +153,11 @@ class TaskDataset(torch.utils.data.Dataset[Entry]):
         places = (position + np.arange(min(_ATTEMPTS, len(self)))) % len(self)
         yield from permute(self._run_seed, epoch, places, len(self), spare=True).tolist()
 
-    def _fitted_all(self, given: Image.Image | Pair, draws: Draws) -> list[Image.Image]:
+    def _fitted_all(self, given: Given, draws: Draws) -> list[Image.Image]:
         """The picture, or both of a pair, at the wanted size, perhaps mirrored."""
         numbers = draws.uniform(4).tolist()
+        if isinstance(given, Labelled):
+            given = given.image
         if not isinstance(given, Pair):
             return [self._fitted(given, *numbers)]
         if not self._takes_condition:

@@ -1,4 +1,4 @@
-"""Where pictures come from: the sample photographs, a folder, a list, pairs.
+"""Where pictures come from: the sample photographs, a folder, a list, pairs, classes.
 
 A source is anything with a length, ``load(index, draws)`` and ``name(index)``. It hands out
 pictures of any size; the dataset crops and resizes what has not the wanted size yet.
@@ -6,20 +6,16 @@ pictures of any size; the dataset crops and resizes what has not the wanted size
 
 from __future__ import annotations
 
-import importlib.util
-import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from PIL import Image
 
 from palette.data import images, paths
 from palette.data.order import Draws
-
-Split = Literal["train", "validation"]
+from palette.data.photos import Photos
 
 
 class Pair(NamedTuple):
@@ -29,16 +25,28 @@ class Pair(NamedTuple):
     condition: Image.Image
 
 
+class Labelled(NamedTuple):
+    """A picture and the number of its class, from 0."""
+
+    image: Image.Image
+    label: int
+
+
+Given = Image.Image | Pair | Labelled
+"""What a source hands out."""
+
+
 class Source(Protocol):
     """Pictures by number."""
 
     def __len__(self) -> int:
         """How many samples an epoch has."""
 
-    def load(self, index: int, draws: Draws) -> Image.Image | Pair:
-        """A picture, mode "L" or "RGB", or two; every random choice comes from ``draws``.
+    def load(self, index: int, draws: Draws) -> Given:
+        """A picture, mode "L" or "RGB", or two, or one with its class.
 
-        Raises palette.data.images.UnreadableImage when there is none to be had.
+        Every random choice comes from ``draws``. Raises palette.data.images.UnreadableImage when
+        there is none to be had.
         """
 
     def name(self, index: int) -> str:
@@ -85,91 +93,6 @@ def open_source(
     return SOURCES[name](path, image_size=image_size, detail=detail, **extra)
 
 
-class Photos:
-    """Random crops of nine colour photographs that ship inside scikit-image; nothing is downloaded.
-
-    Each picture is cut in two: validation crops come from a strip (:data:`PHOTOGRAPHS`) that no
-    training crop touches. The crop's side is drawn log-uniformly from the wanted size up to all of
-    the region; index modulo 9 chooses the picture. Pictures are decoded once, halved repeatedly,
-    and a crop is taken from the smallest level that has 1.5 times its pixels.
-    """
-
-    # File, and the side on which the validation strip lies. The two motorcycles are a stereo pair:
-    # what one view shows the other shows in the same rows, so only rows may be held out.
-    PHOTOGRAPHS = (
-        ("astronaut.png", "right"),
-        ("chelsea.png", "right"),
-        ("coffee.png", "left"),
-        ("rocket.jpg", "right"),
-        ("retina.jpg", "right"),
-        ("hubble_deep_field.jpg", "right"),
-        ("ihc.png", "bottom"),
-        ("motorcycle_left.png", "top"),
-        ("motorcycle_right.png", "top"),
-    )
-    VALIDATION_PART = 0.3  # of the picture's width or height
-
-    def __init__(
-        self,
-        split: Split = "train",
-        *,
-        image_size: tuple[int, int],
-        samples: int = 4096,
-    ) -> None:
-        if split not in ("train", "validation"):
-            raise ValueError(f"split must be 'train' or 'validation', got {split!r}")
-        if samples < 1:
-            raise ValueError(f"samples must be at least 1, got {samples}")
-        self._split: Split = split
-        self._size = image_size
-        self._samples = samples
-        self._levels: dict[int, list[Image.Image]] = {}
-
-    def __len__(self) -> int:
-        return self._samples
-
-    def load(self, index: int, draws: Draws) -> Image.Image:
-        levels = self._pyramid(index % len(self.PHOTOGRAPHS))
-        full, size = levels[0], self._size
-        room = min(full.height / size[0], full.width / size[1])
-        zoom = max(room, 1.0) ** draws.real()
-        box = images.crop_box(
-            (full.height, full.width), size, x=draws.real(), y=draws.real(), zoom=zoom
-        )
-        reduction = (box[2] - box[0]) / size[1]
-        level = min(max(math.floor(math.log2(reduction / 1.5)), 0), len(levels) - 1)
-        scaled = (box[0] / 2**level, box[1] / 2**level, box[2] / 2**level, box[3] / 2**level)
-        return levels[level].resize((size[1], size[0]), Image.Resampling.LANCZOS, box=scaled)
-
-    def name(self, index: int) -> str:
-        file = self.PHOTOGRAPHS[index % len(self.PHOTOGRAPHS)][0]
-        return f"{Path(file).stem}-{index:06d}"
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_levels": {}}  # decoded pictures need not travel to workers
-
-    def _pyramid(self, number: int) -> list[Image.Image]:
-        if number not in self._levels:
-            file, side = self.PHOTOGRAPHS[number]
-            picture = images.read(photograph(file)).convert("RGB")
-            levels = [picture.crop(_region(picture.size, side, self._split, self.VALIDATION_PART))]
-            while min(levels[-1].size) >= 32:
-                levels.append(levels[-1].reduce(2))
-            self._levels[number] = levels
-        return self._levels[number]
-
-
-def photograph(file: str) -> Path:
-    """One of scikit-image's own pictures. Raises ValueError when the installation lacks it."""
-    spec = importlib.util.find_spec("skimage")
-    if spec is None or spec.origin is None:
-        raise ValueError("source 'photos' needs scikit-image: pip install scikit-image")
-    path = Path(spec.origin).parent / "data" / file
-    if not path.is_file():
-        raise ValueError(f"{path}: missing; reinstall scikit-image from its wheel")
-    return path
-
-
 class Folder:
     """Every image below a folder, recursively, in order of names; see :func:`paths.scan`.
 
@@ -209,6 +132,10 @@ class Folder:
 
     def name(self, index: int) -> str:
         return self._paths.name(index)
+
+    def relative(self, index: int) -> str:
+        """Path below the folder."""
+        return self._paths[index]
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_cache": OrderedDict(), "_held": 0}
@@ -285,6 +212,64 @@ class Pairs:
         return os.path.join(self._conditions, self._targets[index])
 
 
+class Classes:
+    """Every image below the folders of a folder, one folder per class, classes in order of names.
+
+    Arguments as of :class:`Folder`. Raises ValueError when there is no class, one without an
+    image, or an image that lies in none.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        image_size: tuple[int, int] | None = None,
+        detail: int = 2,
+    ) -> None:
+        self._labels = {name: label for label, name in enumerate(class_names(path))}
+        self._folder = Folder(path, image_size=image_size, detail=detail)
+        found = {self._class(index) for index in range(len(self))}
+        for name in self._labels:
+            if name not in found:
+                raise ValueError(f"{os.path.join(path, name)}: no image of this class in it")
+        loose = found.difference(self._labels)
+        if loose:
+            where = os.path.join(path, min(loose))
+            raise ValueError(f"{where}: lies in no class; one folder per class is wanted")
+
+    def __len__(self) -> int:
+        return len(self._folder)
+
+    def load(self, index: int, draws: Draws) -> Labelled:
+        return Labelled(self._folder.load(index, draws), self._labels[self._class(index)])
+
+    def name(self, index: int) -> str:
+        return self._folder.name(index)
+
+    def _class(self, index: int) -> str:
+        return self._folder.relative(index).split(os.sep, 1)[0]
+
+
+def class_names(path: str | os.PathLike[str]) -> list[str]:
+    """The folders of a folder in order of names: class 0, 1, …. Raises ValueError without any."""
+    root = os.fspath(path)
+    if not os.path.isdir(root):
+        raise ValueError(f"{root}: no such folder; one with a folder per class is wanted")
+    names = [
+        name
+        for name in sorted(os.listdir(root))
+        if not name.startswith(".") and os.path.isdir(os.path.join(root, name))
+    ]
+    if not names:
+        raise ValueError(f"{root}: no folder in it; one folder per class is wanted")
+    return names
+
+
+@register_source("classes")
+def _classes(path: str, *, image_size: tuple[int, int], detail: int) -> Source:
+    return Classes(path, image_size=image_size, detail=detail)
+
+
 @register_source("photos")
 def _photos(path: str, *, image_size: tuple[int, int], detail: int) -> Source:
     return Photos(image_size=image_size)
@@ -313,24 +298,3 @@ def _published_name(listed: str) -> str:
 
 def _size(image: Image.Image) -> int:
     return image.width * image.height * (4 if image.mode == "RGB" else 1)
-
-
-def _region(
-    size: tuple[int, int], side: str, split: Split, part: float
-) -> tuple[int, int, int, int]:
-    """Box (left, top, right, bottom) of the strip on one side, or of all the rest."""
-    width, height = size
-    strip = round((width if side in ("left", "right") else height) * part)
-    if split == "train":
-        return {
-            "left": (strip, 0, width, height),
-            "right": (0, 0, width - strip, height),
-            "top": (0, strip, width, height),
-            "bottom": (0, 0, width, height - strip),
-        }[side]
-    return {
-        "left": (0, 0, strip, height),
-        "right": (width - strip, 0, width, height),
-        "top": (0, 0, width, strip),
-        "bottom": (0, height - strip, width, height),
-    }[side]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from PIL import Image
-
 from palette.data.order import Draws
-from palette.data.sources import Pair, Photos, Source, open_source
+from palette.data.photos import Photos
+from palette.data.sources import Given, Source, open_source
 
 
 class HeldOut:
@@ -20,7 +19,7 @@ class HeldOut:
     def __len__(self) -> int:
         return self._samples
 
-    def load(self, index: int, draws: Draws) -> Image.Image | Pair:
+    def load(self, index: int, draws: Draws) -> Given:
         return self._source.load(self._index(index), draws)
 
     def name(self, index: int) -> str:
@@ -40,7 +39,7 @@ class Remainder:
     def __len__(self) -> int:
         return len(self._source) - self._count
 
-    def load(self, index: int, draws: Draws) -> Image.Image | Pair:
+    def load(self, index: int, draws: Draws) -> Given:
         return self._source.load(self._index(index), draws)
 
     def name(self, index: int) -> str:
@@ -60,7 +59,7 @@ class First:
     def __len__(self) -> int:
         return min(self._count, len(self._source))
 
-    def load(self, index: int, draws: Draws) -> Image.Image | Pair:
+    def load(self, index: int, draws: Draws) -> Given:
         return self._source.load(index, draws)
 
     def name(self, index: int) -> str:

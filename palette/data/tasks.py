@@ -2,7 +2,8 @@
 
 A task is called with the picture, float32 [C, H, W] in [-1, 1], the sample's seed and its draws,
 and returns a dict with ``target`` [C, H, W], ``condition`` [C', H, W] and, where only a hole is to
-be filled, ``mask`` [1, H, W] (1 = hole), all float32. A task that has an argument ``noise`` is
+be filled, ``mask`` [1, H, W] (1 = hole), all float32; where the condition is noisy itself,
+``level`` [] (its gamma, 1 = clean). A task that has an argument ``noise`` is
 given the sample's normal numbers of stream 1, drawn for the whole batch at once, and one that has
 an argument ``condition`` the second picture of a pair, [C, H, W] like the first.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,6 +55,10 @@ def make_task(name: str, *, mask: str | None = None, **options: Any) -> Task:
     if name not in TASKS:
         raise ValueError(f"task must be one of {', '.join(sorted(TASKS))}, got '{name}'")
     task = TASKS[name]
+    if takes(task, "parts"):
+        chosen = {each: make_task(each, mask=mask, **options) for each in options["tasks"]}
+        levels = any(takes(part, "augmentation") for part in chosen.values())
+        options = {**options, "parts": chosen, "levels": levels and options["augmentation"] > 0}
     given = {key: value for key, value in options.items() if value is not None and takes(task, key)}
     if mask not in (None, "auto") and takes(task, "mask"):
         given["mask"] = masks.find_mask(mask)
@@ -126,6 +131,69 @@ def restore_jpeg(image: Tensor, seed: int, draws: Draws, *, quality: int | None 
     """
     chosen = degrade.paper_quality(draws) if quality is None else quality
     return {"target": image, "condition": degrade.jpeg(image, chosen)}
+
+
+@register_task("upscale")
+def upscale(
+    image: Tensor,
+    seed: int,
+    draws: Draws,
+    *,
+    factor: float = 4.0,
+    augmentation: float = 0.0,
+    noise: Tensor | None = None,
+) -> Entry:
+    """Raise the resolution; the condition is the picture at 1/factor, enlarged again (bicubic).
+
+    With ``augmentation`` in [0, 1) a part of the condition's variance, uniform from 0 to it, is
+    noise, and the network is told how much. So a stage of a cascade learns to mend what the stage
+    before it draws (Ho et al. 2022, "Cascaded Diffusion Models", section 4; Saharia et al. 2022,
+    "Imagen", section 2.3).
+    """
+    size = (image.shape[1], image.shape[2])
+    condition = degrade.enlarge(degrade.lower(image, factor), size)
+    if augmentation == 0.0:
+        return {"target": image, "condition": condition}
+    if noise is None:
+        noise = condition_noise([seed], tuple(image.shape))[0]
+    share = draws.real(0.0, augmentation)
+    condition = degrade.blur_with_noise(condition, noise, share)
+    return {"target": image, "condition": condition, "level": torch.tensor(1.0 - share)}
+
+
+@register_task("generate")
+def generate(image: Tensor, seed: int, draws: Draws) -> Entry:
+    """Make pictures from nothing: the condition has no channels."""
+    return {"target": image, "condition": image[:0]}
+
+
+@register_task("mixture")
+def mixture(
+    image: Tensor,
+    seed: int,
+    draws: Draws,
+    *,
+    parts: Mapping[str, Task],
+    weights: Sequence[float],
+    levels: bool = False,
+    noise: Tensor | None = None,
+) -> Entry:
+    """One of several tasks, drawn by weight: the paper's generalist; ``task`` says which it is.
+
+    Every entry has a mask, all hole where its task has none, and, with ``levels``, a level. In
+    training ``parts`` are the tasks that a config names, with its options.
+    """
+    left = draws.real() * sum(weights)
+    for name, weight in zip(parts, weights, strict=True):  # noqa: B007 - the last one stays
+        left -= weight
+        if left < 0:
+            break
+    part = parts[name]
+    extra = {"noise": noise} if noise is not None and takes(part, "noise") else {}
+    entry = {"mask": torch.ones_like(image[:1]), **part(image, seed, draws, **extra)}
+    if levels:
+        entry.setdefault("level", torch.tensor(1.0))
+    return {**entry, "task": name}
 
 
 def grey(image: Tensor) -> Tensor:

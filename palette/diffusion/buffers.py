@@ -79,6 +79,7 @@ class Arguments:
     known: Tensor | None
     mask: Tensor | None
     label: Tensor | None
+    level: Tensor | None  # of the condition
     initial: Tensor | None
     noises: list[Tensor] | None
 
@@ -91,6 +92,7 @@ class Arguments:
         known: Tensor | None,
         mask: Tensor | None,
         label: Tensor | None,
+        level: Tensor | None,
         initial: Tensor | None,
         noises: list[Tensor] | None,
     ) -> Arguments:
@@ -115,6 +117,7 @@ class Arguments:
             known=None if known is None else _float(known),
             mask=mask,
             label=None if label is None else _shaped("label", label, (count,)),
+            level=None if level is None else _shaped("level", level, (count,)),
             initial=initial,
             noises=None if noises is None else [_float(noise) for noise in noises],
         )
@@ -137,6 +140,7 @@ class Arguments:
             known=cut(self.known),
             mask=cut(self.mask),
             label=cut(self.label),
+            level=cut(self.level),
             initial=cut(self.initial),
             noises=None if self.noises is None else [noise[rows] for noise in self.noises],
         )

@@ -51,11 +51,12 @@ def loss(
 
     Args:
         network: called as ``network(x, gamma, label, seeds)`` with x = [condition, noisy target]
-            [N, C'+C, H, W], gamma float32 [N], label int64 [N] or None; returns [N, C, H, W].
+            [N, C'+C, H, W], gamma float32 [N], label int64 [N] or None, and ``level=`` where the
+            batch has one; returns [N, C, H, W].
         schedule: where the noise levels come from.
         batch: ``target`` [N, C, H, W] in [-1, 1], ``condition`` [N, C', H, W], and where the task
             has them ``mask`` [N, 1, H, W] (1 = hole: the network sees clean pixels outside it, and
-            only the hole counts) and ``label`` int64 [N].
+            only the hole counts), ``label`` int64 [N] and ``level`` [N] (of the condition).
         seeds: int64 [N], one per sample; may be None where ``noise`` and ``gamma`` are given.
         prediction: "epsilon", "x0", "v", or "regression": the network sees neither the target nor
             noise in the hole, at the lowest level, and is to answer with the target.
@@ -86,7 +87,8 @@ def loss(
         mask = mask.to(target.dtype)
         noisy = mask * noisy + (1.0 - mask) * target
     label = _dropped(batch.get("label"), seeds, label_drop, null_label)
-    output = network(torch.cat((batch["condition"], noisy), dim=1), gamma, label, seeds)
+    told = {"level": batch["level"]} if "level" in batch else {}
+    output = network(torch.cat((batch["condition"], noisy), dim=1), gamma, label, seeds, **told)
     wanted = prediction_target(prediction, target, noise, gamma)
     per_sample = _distance(output.to(wanted.dtype), wanted, mask, kind, huber_delta, normalise)
     if min_snr is not None:

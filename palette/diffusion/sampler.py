@@ -38,11 +38,11 @@ class Sampler:
     """Draws images from a network along a fixed grid of noise levels.
 
     Args:
-        network: called as ``network(x, gamma)`` or, with labels, ``network(x, gamma, label)``,
-            with x [N, C'+C, H, W] (condition first, then the noisy image), gamma float32 [N] in
-            (0, 1] and label int64 [N]; returns [N, C, H, W]. Where it offers
-            ``embed(gamma, label)`` and ``body(x, embedding)``, the embeddings of all steps are
-            computed once.
+        network: called as ``network(x, gamma)`` or, with labels, ``network(x, gamma, label)``, and
+            with ``level=`` where it is told how noisy its condition is. x is [N, C'+C, H, W]
+            (condition first, then the noisy image), gamma float32 [N] in (0, 1], label int64 [N];
+            returns [N, C, H, W]. Where it offers ``embed(gamma, ...)`` and
+            ``body(x, embedding)``, the embeddings of all steps are computed once.
         levels: float64 [S+1], increasing, from ``schedule.spaced`` or ``schedule.published``.
         solver: "dpmpp_2m", "unipc", "ddim" or "ddpm".
         prediction: what the network answers: "epsilon", "x0", "v", or "regression", which is one
@@ -92,6 +92,7 @@ class Sampler:
         known: Tensor | None = None,
         mask: Tensor | None = None,
         label: Tensor | None = None,
+        level: Tensor | None = None,
         initial: Tensor | None = None,
         noises: Tensor | Sequence[Tensor] | None = None,
         batch_size: int | None = None,
@@ -108,6 +109,7 @@ class Sampler:
                 those of ``known`` after every step and, unless ``initial`` is given, before the
                 first.
             label: int64 [N].
+            level: [N] in (0, 1], the noise level of the condition, for a network that is told it.
             initial: the first state, in place of noise drawn from the seeds.
             noises: [S, N, C, H, W], or a tensor per step, in place of noise drawn from the seeds;
                 the last may be missing where the last step draws none.
@@ -130,7 +132,7 @@ class Sampler:
             if known is not None and mask is not None:
                 initial = initial + known * (1.0 - mask)
         arguments = Arguments.checked(
-            condition, seeds, channels, known, mask, label, initial, self._noises(noises)
+            condition, seeds, channels, known, mask, label, level, initial, self._noises(noises)
         )
         count, device = len(arguments.seeds), condition.device
         if batch_size is not None and batch_size < 1:
@@ -205,13 +207,7 @@ class Sampler:
 
         # A compiled module passes the names of the one inside through, uncompiled.
         if hasattr(network, "embed") and hasattr(network, "body") and not _compiled(network):
-            if label is None:
-                rows = network.embed(gammas)[:, None]  # [S, 1, E]
-                which = torch.zeros(count, dtype=torch.int64, device=device)
-            else:  # one call a class: the bits do not depend on the labels beside it
-                classes, which = torch.unique(label, return_inverse=True)
-                every = [network.embed(gammas, each.expand(self.steps)) for each in classes]
-                rows = torch.stack(every, dim=1)  # [S, classes, E]
+            rows, which = self._rows(gammas, label, arguments.level, count)
 
             def embedded(x: Tensor, step: Tensor) -> Tensor:
                 row = rows.index_select(0, step.view(1)).squeeze(0).index_select(0, which)
@@ -221,12 +217,32 @@ class Sampler:
             return embedded
 
         labels = () if label is None else (label,)
+        told = {} if arguments.level is None else {"level": arguments.level}
 
         def plain(x: Tensor, step: Tensor) -> Tensor:
-            output: Tensor = network(x, gammas.index_select(0, step.view(1)).expand(count), *labels)
+            gamma = gammas.index_select(0, step.view(1)).expand(count)
+            output: Tensor = network(x, gamma, *labels, **told)
             return output
 
         return plain
+
+    def _rows(
+        self, gammas: Tensor, label: Tensor | None, level: Tensor | None, count: int
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings [S, K, E] of every step for K kinds of images, and the kind of each image."""
+        network: Any = self.network
+        known = [each.double() for each in (label, level) if each is not None]
+        if not known:
+            which = torch.zeros(count, dtype=torch.int64, device=gammas.device)
+            return network.embed(gammas)[:, None], which
+        kinds, which = torch.unique(torch.stack(known, dim=1), dim=0, return_inverse=True)
+        rows = []
+        for kind in kinds:  # one call a kind: the bits do not depend on the images beside it
+            every = kind.expand(self.steps, -1)
+            labels = () if label is None else (every[:, 0].long(),)
+            told = {} if level is None else {"level": every[:, -1].to(gammas.dtype)}
+            rows.append(network.embed(gammas, *labels, **told))
+        return torch.stack(rows, dim=1), which
 
     @contextlib.contextmanager
     def _evaluation(self, device: torch.device) -> Iterator[None]:

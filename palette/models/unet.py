@@ -62,6 +62,7 @@ class UNet(nn.Module):
         checkpoint: recompute activations in the backward pass to save memory.
         embedding: how the network is told the noise level; see ``noise_level.noise_level``.
         num_classes: number of labels. Class ``num_classes`` stands for "no label".
+        condition_level: the network is told how noisy its condition is.
         zero_init: the last convolution of every residual block, of attention and of the network
             starts at zero, so that each block begins as its skip connection.
 
@@ -93,6 +94,7 @@ class UNet(nn.Module):
         checkpoint: bool = False,
         embedding: Embedding = "log_snr",
         num_classes: int | None = None,
+        condition_level: bool = False,
         zero_init: bool = True,
     ) -> None:
         super().__init__()
@@ -100,6 +102,7 @@ class UNet(nn.Module):
         self.channels = channels
         self.embedding: Embedding = embedding
         self.num_classes = num_classes
+        self.condition_level = condition_level
         self.multiple = 2 ** (len(channel_mults) - 1)
         widths = [int(mult * channels) for mult in channel_mults]
         size = pair(image_size, "image_size")
@@ -116,10 +119,11 @@ class UNet(nn.Module):
             attention_order=attention_order,
             attending=attention_levels(resolutions, attention_resolutions, size),
         )
-        inner, outer = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, 4 * channels)
-        self.cond_embed = nn.Sequential(inner, nn.SiLU(), outer)
+        self.cond_embed = _level_embedding(channels)
         if num_classes is not None:
             self.label_emb = _label_embedding(num_classes, 4 * channels)
+        if condition_level:
+            self.condition_embed = _level_embedding(channels)
         self.input_blocks, skips = _down_path(parts, in_channels, widths, res_blocks, heads)
         self.middle_block = parts.middle(widths[-1], heads, len(widths) - 1)
         self.output_blocks = _up_path(parts, skips, widths, res_blocks, heads_upsample or heads)
@@ -156,6 +160,8 @@ class UNet(nn.Module):
 
     def _zero_outputs(self) -> None:
         outputs: list[nn.Module] = [self.out[-1]]
+        if self.condition_level:
+            outputs.append(self.condition_embed[-1])
         for module in self.modules():
             if isinstance(module, ResBlock):
                 outputs.append(module.out_layers[-1])
@@ -171,21 +177,25 @@ class UNet(nn.Module):
         gamma: Tensor,
         label: Tensor | None = None,
         seeds: Tensor | None = None,
+        level: Tensor | None = None,
     ) -> Tensor:
         """Predict from x [N, C, H, W] at noise level gamma [N] or [N, 1], in (0, 1].
 
         ``label``: int64 [N], given exactly when the network has classes (``num_classes`` is "no
-        label"). ``seeds``: int64 [N], makes dropout a function of (seed, layer). Any H and W:
-        sizes that the network cannot halve are padded by reflection and cropped. Output
-        [N, out_channels, H, W] in the dtype the network computed in.
+        label"). ``seeds``: int64 [N], makes dropout a function of (seed, layer). ``level``: the
+        noise level [N] of the condition in (0, 1], 1 = clean, given exactly with
+        ``condition_level``. Any H and W: sizes that the network cannot halve are padded by
+        reflection and cropped. Output [N, out_channels, H, W] in the dtype the network computed in.
         """
-        return self.body(x, self.embed(gamma, label), seeds)
+        return self.body(x, self.embed(gamma, label, level), seeds)
 
-    def embed(self, gamma: Tensor, label: Tensor | None = None) -> Tensor:
-        """All that follows from noise level and label alone: a row [N, E] for ``body``.
+    def embed(
+        self, gamma: Tensor, label: Tensor | None = None, level: Tensor | None = None
+    ) -> Tensor:
+        """All that follows from noise levels and label alone: a row [N, E] for ``body``.
 
         It holds every block's scale and shift, so a sampler, which knows its noise levels, leaves
-        the whole embedding out of its loop. Gamma and label as in ``forward``.
+        the whole embedding out of its loop. Arguments as in ``forward``.
         """
         if (label is None) != (self.num_classes is None):
             raise ValueError(
@@ -194,12 +204,20 @@ class UNet(nn.Module):
                 else f"label: this network has {self.num_classes} classes; give int64 [N], "
                 f"where {self.num_classes} stands for no label"
             )
-        cosines, sines = sinusoids(noise_level(gamma, self.embedding), self.channels)
-        h: Tensor = self.cond_embed(torch.cat([cosines, sines], dim=1).to(self.dtype))
+        if (level is not None) != self.condition_level:
+            wanted = "give it [N] in (0, 1]" if self.condition_level else "leave it out"
+            raise ValueError(f"level: condition_level is {self.condition_level}; {wanted}")
+        h: Tensor = self.cond_embed(self._sinusoids(gamma, self.embedding))
         if label is not None:
             h = h + self.label_emb(label)
+        if level is not None:
+            h = h + self.condition_embed(self._sinusoids(level, "log_snr"))
         h = F.silu(h)
         return torch.cat([block.emb_layers(h) for block in self._res_blocks()], dim=1)
+
+    def _sinusoids(self, gamma: Tensor, embedding: Embedding) -> Tensor:
+        cosines, sines = sinusoids(noise_level(gamma, embedding), self.channels)
+        return torch.cat([cosines, sines], dim=1).to(self.dtype)
 
     def body(self, x: Tensor, embedding: Tensor, seeds: Tensor | None = None) -> Tensor:
         """The network after ``embed``: x [N, C, H, W], embedding [N, E]."""
@@ -270,6 +288,11 @@ class _Parts:
         if self.resblock_updown:
             return self.block(width, width, "up")
         return Upsample(width, self.conv_resample)
+
+
+def _level_embedding(channels: int) -> nn.Sequential:
+    inner, outer = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, 4 * channels)
+    return nn.Sequential(inner, nn.SiLU(), outer)
 
 
 def _label_embedding(num_classes: int, channels: int) -> nn.Embedding:

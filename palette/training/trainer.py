@@ -180,6 +180,7 @@ class Trainer:
     def _backward(self, batch: Batch) -> Tensor:
         """Gradients of the mean loss over the batches of all processes; the losses [N] of mine."""
         config, device = self.config, self.world.device.type
+        classes = config.model.num_classes
         parts = _split(batch, config.train.accumulate, self.world.device)
         losses = []
         for index, part in enumerate(parts):
@@ -194,6 +195,8 @@ class Trainer:
                         prediction=config.model.prediction,
                         kind=config.train.loss,
                         normalise=config.train.normalise_loss,
+                        label_drop=config.train.label_drop if classes else 0.0,
+                        null_label=classes,
                     )
                 scaled = self.scaler.scale(found.total / len(parts))
                 scaled.backward()  # type: ignore[no-untyped-call]

@@ -119,6 +119,7 @@ class Validation:
             solver=options.solver,
             prediction=self.config.model.prediction,
             eta=options.eta,
+            guidance=options.guidance if "label" in batch else 1.0,
             dtype=self.dtype,
         )
         mask = batch.get("mask")
@@ -129,6 +130,7 @@ class Validation:
             known=None if mask is None else batch["target"],
             mask=mask,
             label=batch.get("label"),
+            level=batch.get("level"),
             on_step=lambda *_: not interrupts.signal,
             preview="state",
         )

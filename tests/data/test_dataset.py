@@ -18,7 +18,8 @@ from palette.data import tasks
 from palette.data.dataset import Batches, Fit, Key, TaskDataset, UnreadableImages, collate
 from palette.data.images import to_tensor
 from palette.data.order import Draws, sample_seed
-from palette.data.sources import Folder, Photos
+from palette.data.photos import Photos
+from palette.data.sources import Folder, Labelled
 
 
 @pytest.fixture
@@ -274,3 +275,35 @@ def test_own_sources_need_no_base_class() -> None:
     entry = TaskDataset(Squares(), tasks.make_task("colorize"), 8, 0, shuffle=False)[0, 2]
     assert entry["target"].shape == (3, 8, 8)
     assert entry["name"] == "2"
+
+
+def test_labels_come_with_their_pictures() -> None:
+    class Shades:
+        def __len__(self) -> int:
+            return 6
+
+        def load(self, index: int, draws: Draws) -> Labelled:
+            return Labelled(Image.new("L", (9, 8), 40 * index), index)
+
+        def name(self, index: int) -> str:
+            return str(index)
+
+    dataset = TaskDataset(Shades(), tasks.make_task("generate"), 8, 0)
+    batch = collate(dataset.__getitems__([(0, place) for place in range(6)]))
+    assert batch["label"].dtype == torch.int64
+    assert batch["condition"].shape == (6, 0, 8, 8)
+    shades = ((batch["target"][:, 0, 0, 0] + 1) * 127.5).round().long()
+    assert torch.equal(batch["label"] * 40, shades)
+
+
+def test_masks_fixed_for_each_picture_or_drawn_in_each_epoch(folder: Callable[..., Path]) -> None:
+    source = Folder(folder(5))
+    fixed, fresh = (
+        TaskDataset(source, tasks.make_task("inpaint"), 16, 3, shuffle=False, fresh=fresh)
+        for fresh in (False, True)
+    )
+    assert torch.equal(fixed[0, 2]["mask"], fixed[4, 2]["mask"])
+    assert not torch.equal(fixed[0, 2]["mask"], fixed[0, 3]["mask"])
+    assert not torch.equal(fixed[0, 2]["condition"], fixed[4, 2]["condition"])  # the noise is new
+    assert not torch.equal(fresh[0, 2]["mask"], fresh[4, 2]["mask"])
+    assert torch.equal(fixed[0, 2]["mask"], fresh[0, 2]["mask"])

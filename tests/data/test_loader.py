@@ -15,7 +15,8 @@ from PIL import Image
 from palette.data import tasks
 from palette.data.dataset import Batch, Batches, TaskDataset, UnreadableImages
 from palette.data.loader import Loader
-from palette.data.sources import Folder, Photos
+from palette.data.photos import Photos
+from palette.data.sources import Folder
 
 
 @pytest.fixture

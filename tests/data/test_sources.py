@@ -13,14 +13,13 @@ from PIL import Image
 from palette.data import sources
 from palette.data.images import UnreadableImage
 from palette.data.order import Draws
+from palette.data.photos import Photos, photograph
 from palette.data.sources import (
     SOURCES,
     Folder,
     List,
-    Photos,
     Source,
     open_source,
-    photograph,
     register_source,
 )
 from palette.data.split import hold_out, open_split
@@ -263,3 +262,38 @@ def test_own_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(open_source("numbers", "7", image_size=(8, 8))) == 7
     with pytest.raises(ValueError, match="'numbers' is registered already"):
         register_source("numbers")(build)
+
+
+def _class_folders(root: Path, **counts: int) -> Path:
+    for number, (name, count) in enumerate(counts.items()):
+        (root / name / "deeper").mkdir(parents=True)
+        for index in range(count):
+            picture = Image.new("L", (8, 8), 10 * number + index)
+            picture.save(root / name / "deeper" / f"{index}.png")
+    return root
+
+
+def test_classes_are_folders_in_order_of_names(tmp_path: Path) -> None:
+    _class_folders(tmp_path, dog=2, ant=3)
+    (tmp_path / ".hidden").mkdir()
+    source = open_source("classes", str(tmp_path), image_size=(8, 8))
+    loaded = [source.load(index, Draws(0)) for index in range(len(source))]
+    found = [(given.label, given.image.getpixel((0, 0))) for given in loaded]  # type: ignore[union-attr]
+    assert found == [(0, 10), (0, 11), (0, 12), (1, 0), (1, 1)]
+    assert source.name(4) == "dog/deeper/1.png"
+    assert sources.class_names(tmp_path) == ["ant", "dog"]
+
+
+def test_classes_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such folder"):
+        sources.class_names(tmp_path / "no")
+    with pytest.raises(ValueError, match="no folder in it; one folder per class"):
+        sources.Classes(tmp_path)
+    _class_folders(tmp_path, ant=1, bee=0)
+    with pytest.raises(ValueError, match=r"bee: no image of this class"):
+        sources.Classes(tmp_path)
+    (tmp_path / "bee" / "deeper").rmdir()
+    (tmp_path / "bee").rmdir()
+    Image.new("L", (8, 8)).save(tmp_path / "loose.png")
+    with pytest.raises(ValueError, match=r"loose.png: lies in no class"):
+        sources.Classes(tmp_path)

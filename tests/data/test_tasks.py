@@ -9,6 +9,7 @@ from PIL import Image
 
 from palette import ops
 from palette.data import images, masks, tasks
+from palette.data.degrade import enlarge, lower
 from palette.data.order import Draws
 from palette.data.tasks import TASKS, colorize, grey, inpaint, make_task, register_task, uncrop
 
@@ -107,3 +108,47 @@ def test_restore_jpeg(channels: int) -> None:
     assert torch.equal(
         drawn(image, 0, Draws(3))["condition"], drawn(image, 9, Draws(3))["condition"]
     )
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_upscale(channels: int) -> None:
+    image = _image(channels, 21, 30)
+    entry = make_task("upscale", factor=2.5)(image, 4, Draws(1))
+    assert set(entry) == {"target", "condition"}
+    assert torch.equal(entry["condition"], enlarge(lower(image, 2.5), (21, 30)))
+
+
+def test_upscale_knows_how_noisy_its_condition_is() -> None:
+    image = torch.ones(3, 64, 64)
+    task = make_task("upscale", augmentation=0.6)
+    entries = [task(image, seed, Draws(seed)) for seed in range(50)]
+    for seed, entry in enumerate(entries):
+        noise = ops.noise(torch.tensor([seed]), 0, image.shape, stream=1)[0]
+        expected = entry["level"].sqrt() + (1 - entry["level"]).sqrt() * noise
+        assert torch.allclose(entry["condition"], expected, atol=1e-5)
+    levels = torch.stack([entry["level"] for entry in entries])
+    assert levels.min() > 0.4
+    assert 0.6 < levels.mean() < 0.8
+
+
+def test_generate_has_a_condition_without_channels() -> None:
+    entry = make_task("generate")(_image(), 0, Draws(0))
+    assert entry["condition"].shape == (0, 20, 28)
+    assert "mask" not in entry
+
+
+def test_mixture_draws_its_tasks_by_weight() -> None:
+    names = ["inpaint", "colorize", "upscale", "restore_jpeg"]
+    options = {"mask": "center", "quality": 9, "augmentation": 0.3, "factor": 4.0}
+    task = make_task("mixture", tasks=names, weights=[6.0, 3.0, 1.0, 0.0], **options)
+    image = _image()
+    entries = [task(image, seed, Draws(seed)) for seed in range(400)]
+    drawn = [entry["task"] for entry in entries]
+    shares = [drawn.count(name) / len(drawn) for name in names]
+    assert np.abs(np.array(shares) - (0.6, 0.3, 0.1, 0.0)).max() < 0.08
+    for entry in entries:
+        assert set(entry) == {"target", "condition", "mask", "level", "task"}
+        assert entry["mask"].mean() == (0.25 if entry["task"] == "inpaint" else 1.0)
+        assert (entry["level"] < 1) == (entry["task"] == "upscale")
+    plain = make_task("mixture", tasks=["colorize"], weights=[1.0], augmentation=0.3)
+    assert set(plain(image, 0, Draws(0))) == {"target", "condition", "mask", "task"}

@@ -424,3 +424,21 @@ def test_a_regression_is_one_evaluation_from_zeros(solver: str) -> None:
     assert torch.equal(sampler.sample(condition, seeds=SEEDS + 1, known=known, mask=mask), drawn)
     with pytest.raises(ValueError, match="expected 2 for a regression"):
         Sampler(network, LEVELS, prediction="regression")
+
+
+def test_images_of_different_condition_levels_are_the_same_alone_and_together() -> None:
+    network = make_unet(num_classes=3, condition_level=True)
+    torch.nn.init.normal_(network.condition_embed[-1].weight)
+    sampler = Sampler(network, CALM)
+    condition = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    label, level = torch.tensor([2, 0, 2]), torch.tensor([1.0, 0.7, 0.7])
+    together = sampler.sample(condition, seeds=[1, 2, 3], label=label, level=level)
+    for i in range(3):
+        one = slice(i, i + 1)
+        options = {"seeds": [i + 1], "label": label[one], "level": level[one]}
+        alone = sampler.sample(condition[one], **options)
+        torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-5)
+    other = sampler.sample(condition, seeds=[1, 2, 3], label=label, level=level.flip(0))
+    assert not torch.allclose(other[0], together[0], atol=1e-3)
+    with pytest.raises(ValueError, match=r"level has shape \[2\], expected \[3\]"):
+        sampler.sample(condition, seeds=[1, 2, 3], label=label, level=level[:2])

@@ -257,3 +257,23 @@ def test_heads_on_the_way_up() -> None:
         "output_blocks.0.1": 4,
         "output_blocks.1.1": 4,
     }
+
+
+def test_the_noise_level_of_the_condition() -> None:
+    x, gamma = inputs()
+    level = torch.tensor([1.0, 0.6])
+    network = UNet(**{**SMALL, "zero_init": True}, condition_level=True).eval()
+    plain = UNet(**SMALL).eval()
+    missing, extra = plain.load_state_dict(network.state_dict(), strict=False)
+    assert not missing
+    assert {name.split(".")[0] for name in extra} == {"condition_embed"}
+    row = network.embed(gamma, level=level)
+    assert torch.equal(row, plain.embed(gamma))  # starts as the network without it
+    torch.nn.init.normal_(network.condition_embed[-1].weight)
+    assert not torch.allclose(network.embed(gamma, level=level), row)
+    row = network.embed(gamma, None, level)
+    assert torch.equal(network(x, gamma, level=level), network.body(x, row))
+    with pytest.raises(ValueError, match=r"^level: condition_level is True; give it"):
+        network(x, gamma)
+    with pytest.raises(ValueError, match=r"^level: condition_level is False; leave it out"):
+        plain(x, gamma, level=level)

@@ -16,7 +16,7 @@ import torch
 from palette import config as configs
 from palette.build import build_network
 from palette.data.dataset import TaskDataset
-from palette.data.sources import Photos
+from palette.data.photos import Photos
 from palette.data.tasks import make_task
 from palette.training.distributed import World, world
 from palette.training.trainer import Trainer
