@@ -220,7 +220,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_silu_backward(
   Sums sums(batch * channels);
   const Tensor dx = by_dtype(x, [&]<class T>(T) { return input_gradient<T>(grad, x, norm, sums); });
   const ParameterGradients gradients = parameter_gradients(batch, channels, norm, sums);
-  const ScalarType parameter = weight.has_value() ? weight->scalar_type() : ScalarType::Float;
+  const ScalarType parameter = (weight.has_value() ? *weight : mean).scalar_type();
   const auto film = [&](const std::optional<Tensor>& like, const std::vector<double>& from) {
     return like.has_value() ? tensor_of(from, {batch, channels}, like->scalar_type())
                             : empty({0}, ScalarType::Float);

@@ -214,7 +214,7 @@ def _backward(
     scaled = rstd.unsqueeze(-1).expand(n, groups, c // groups).reshape(n, c, 1)
     dx = scaled * (gain.unsqueeze(-1) * dz - hat * group_mean(gain * q) - group_mean(gain * p))
     dx = _layout.dense_like(dx.reshape(x.shape).to(x.dtype), x)
-    parameter = torch.float32 if weight is None else weight.dtype
+    parameter = mean.dtype if weight is None else weight.dtype
     return (
         dx,
         (film * q).sum(0).to(parameter),
@@ -251,7 +251,7 @@ def _fake_backward(
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     n, c = x.shape[:2]
-    parameter = torch.float32 if weight is None else weight.dtype
+    parameter = mean.dtype if weight is None else weight.dtype
 
     def film(value: Tensor | None) -> Tensor:
         if value is None:
