@@ -11,9 +11,40 @@ FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def tensor(op: str, name: str, value: object) -> None:
-    """Raise TypeError where ``value`` is no tensor."""
+    """Raise TypeError where ``value`` is no tensor, or one without strides."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} is {type(value).__name__}, wanted a tensor")
+    if value.layout != torch.strided:
+        layout = str(value.layout).removeprefix("torch.")
+        raise TypeError(f"{op}: {name} is a {layout} tensor, wanted a strided one")
+
+
+def integer(op: str, name: str, value: object) -> None:
+    """Raise TypeError where ``value`` is no integer (a symbolic one is, a tensor is not)."""
+    if isinstance(value, (int, torch.SymInt)):
+        return
+    if isinstance(value, Tensor) or not hasattr(value, "__index__"):
+        raise TypeError(f"{op}: {name} is {described(value)}, wanted an integer")
+
+
+def number(op: str, name: str, value: object) -> None:
+    """Raise TypeError where ``value`` is no real number."""
+    if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"{op}: {name} is {described(value)}, wanted a number")
+
+
+def described(value: object) -> str:
+    """A wrong value as an error shows it: on one line, and not all of it."""
+    text = f"'{value}'" if isinstance(value, str) else repr(value)
+    return text if len(text) <= 40 and "\n" not in text else type(value).__name__
+
+
+def writable(op: str, name: str, value: Tensor) -> None:
+    """Raise ValueError where several elements of ``value`` share one place in memory."""
+    if any(n > 1 and step == 0 for n, step in zip(value.shape, value.stride(), strict=True)):
+        raise ValueError(
+            f"{op}: {name} is an expanded tensor, wanted one with a place for every element"
+        )
 
 
 def dtype(op: str, name: str, value: Tensor, wanted: Sequence[torch.dtype]) -> None:

@@ -91,7 +91,8 @@ def _check(qkv: Tensor, heads: int, order: str) -> None:
             f"{op}: qkv has shape {list(qkv.shape)}, wanted [N, 3C, H, W] or [N, 3C, T]"
         )
     if order not in ("legacy", "new"):
-        raise ValueError(f"{op}: order is '{order}', wanted 'legacy' or 'new'")
+        raise ValueError(f"{op}: order is {_checks.described(order)}, wanted 'legacy' or 'new'")
+    _checks.integer(op, "heads", heads)
     if heads < 1 or qkv.shape[1] == 0 or qkv.shape[1] % (3 * heads) != 0:
         raise ValueError(
             f"{op}: qkv has shape {list(qkv.shape)}, wanted a multiple of 3 * heads = {3 * heads}"

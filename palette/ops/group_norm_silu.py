@@ -7,6 +7,7 @@ U-Net's residual block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -46,7 +47,7 @@ def group_norm_silu(
         TypeError: an argument is no tensor or has a dtype that the op does not take.
         ValueError: a shape or a device does not fit, or ``groups`` does not divide C.
     """
-    _check(x, weight, bias, groups, eps, scale, shift)
+    _check(x, weight, bias, groups, eps, scale, shift, silu)
     backend = _backends.choose("group_norm_silu", x.device.type)
     # kernels for GPUs know no float64
     if backend == "reference" or (backend in ("cuda", "triton") and x.dtype == torch.float64):
@@ -118,6 +119,7 @@ def _check(
     eps: float,
     scale: Tensor | None,
     shift: Tensor | None,
+    silu: bool,
 ) -> None:
     op = "group_norm_silu"
     _checks.tensor(op, "x", x)
@@ -125,10 +127,14 @@ def _check(
     if x.dim() < 2:
         raise ValueError(f"{op}: x has shape {list(x.shape)}, wanted [N, C, ...]")
     n, c = x.shape[:2]
+    _checks.integer(op, "groups", groups)
     if groups < 1 or c % groups != 0:
         raise ValueError(f"{op}: groups is {groups}, wanted a divisor of x's {c} channels")
-    if eps < 0:
-        raise ValueError(f"{op}: eps is {eps}, wanted a number >= 0")
+    _checks.number(op, "eps", eps)
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"{op}: eps is {eps}, wanted a finite number >= 0")
+    if not isinstance(silu, bool):
+        raise TypeError(f"{op}: silu is {_checks.described(silu)}, wanted True or False")
     if weight is not None:
         _check_parameter("weight", weight, x, (c,), "x's channels")
     if bias is not None:

@@ -86,6 +86,7 @@ def _check(
     if seeds.dim() != 1:
         raise ValueError(f"{op}: seeds has shape {list(seeds.shape)}, wanted [N]")
     if isinstance(step, Tensor):
+        _checks.tensor(op, "step", step)
         _checks.dtype(op, "step", step, (torch.int64,))
         _checks.device(op, "step", step, seeds, "seeds")
         if step.dim() != 0 and step.shape != seeds.shape:
@@ -94,8 +95,15 @@ def _check(
                 " (one per seed)"
             )
     for name, value in (("step", step), ("stream", stream), ("layer", layer)):
-        if not isinstance(value, Tensor) and not 0 <= value < 2**32:
+        if name == "step" and isinstance(value, Tensor):
+            continue
+        _checks.integer(op, name, value)
+        if not 0 <= value < 2**32:
             raise ValueError(f"{op}: {name} is {value}, wanted a number in [0, 2^32)")
+    if isinstance(shape, str) or not isinstance(shape, Sequence):
+        raise TypeError(f"{op}: shape is {_checks.described(shape)}, wanted a sequence of sizes")
+    for size in shape:
+        _checks.integer(op, "a size of shape", size)
     if any(size < 0 for size in shape) or math.prod(shape) > 2**34:
         raise ValueError(f"{op}: shape is {list(shape)}, wanted sizes >= 0, at most 2^34 elements")
 

@@ -124,6 +124,9 @@ def _check(
             _checks.dtype(op, name, value, dtypes)
             _checks.shape(op, name, value, state.shape, "state's shape")
             _checks.device(op, name, value, state, "state")
+    for name, value in (("state", state), ("history", history), ("slot", slot)):
+        if value is not None:
+            _checks.writable(op, name, value)
     _check_table(op, state, table, step)
     if seeds is not None:
         _checks.tensor(op, "seeds", seeds)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from palette import ops
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 SHORT = {
@@ -51,6 +53,17 @@ def within(
     assert error <= factor * rounding, (
         f"{name} is {(error / rounding).item():.3g} roundings from float64, allowed {factor:g}"
     )
+
+
+def places(op: str) -> list[tuple[str, str]]:
+    """(backend, device) for all that runs here; under Triton's interpreter only what it serves."""
+    cpu = [name for name in ops.backends(op) if name not in ("cuda", "triton")]
+    if INTERPRETED:
+        return [("triton", "cpu")] if "triton" in ops.backends(op) else []
+    found = [(name, "cpu") for name in cpu]
+    if torch.cuda.is_available():
+        found += [(name, "cuda") for name in ops.backends(op) if name != "cpp"]
+    return found
 
 
 def stored(value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -164,6 +177,19 @@ class NormCase:
             "shift": None if film is None else film[:, c:],
             "silu": self.silu,
         }
+
+
+def conditioning(arguments: dict[str, Any]) -> float:
+    """How many standard deviations the mean of a group is away from zero, at least 1.
+
+    Rounding the mean to float32 moves the normalised x by this many units in its last place.
+    """
+    x = arguments["x"].detach().cpu().double()
+    if x.numel() == 0 or arguments["x"].dtype == torch.float64:
+        return 1.0
+    grouped = x.reshape(x.shape[0], arguments["groups"], -1)
+    spread = (grouped.var(-1, correction=0) + arguments["eps"]).sqrt()
+    return max(1.0, (grouped.mean(-1).abs() / spread).max().item())
 
 
 def for_interpreter(cases: list[Any]) -> list[Any]:

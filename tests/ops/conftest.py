@@ -53,17 +53,6 @@ _LISTS = {
 }
 
 
-def _places(op: str) -> list[tuple[str, str]]:
-    """(backend, device) for all that runs here; under Triton's interpreter only what it serves."""
-    cpu = [name for name in ops.backends(op) if name not in ("cuda", "triton")]
-    if _CASES.INTERPRETED:
-        return [("triton", "cpu")] if "triton" in ops.backends(op) else []
-    places = [(name, "cpu") for name in cpu]
-    if torch.cuda.is_available():
-        places += [(name, "cuda") for name in ops.backends(op) if name != "cpp"]
-    return places
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for name, cases in _LISTS.items():
         if name in metafunc.fixturenames:
@@ -71,7 +60,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(name, chosen, ids=str)
     if "place" in metafunc.fixturenames:
         op = metafunc.module.__name__.rpartition("test_")[2]
-        places = _places(op)
+        places = _CASES.places(op)
         metafunc.parametrize("place", places, ids=["-on-".join(each) for each in places])
 
 
