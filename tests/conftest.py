@@ -1,4 +1,5 @@
-"""Numbers of the published code, and the rule by which its test weights follow from their names."""
+"""Numbers of the published code, the rule by which its test weights follow from their names, and
+how long hypothesis searches."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -20,6 +22,20 @@ GOLDEN = Path(__file__).parent / "golden"
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: more threads would only wait
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
+
+# The same examples every time in the suite; many new ones with --hypothesis-profile=soak.
+settings.register_profile(
+    "suite",
+    max_examples=50,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.register_profile(
+    "soak", settings.get_profile("suite"), max_examples=3000, derandomize=False
+)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")
