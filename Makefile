@@ -1,4 +1,4 @@
-.PHONY: build check lint test bench gpu asan clean
+.PHONY: build check lint test soak bench gpu asan clean
 
 PYTHON ?= python
 CPP = $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
@@ -18,6 +18,11 @@ test:
 
 check: lint test
 
+soak: # what takes minutes: full shapes, thousands of random calls, faults that the tests must see
+	$(PYTHON) -m pytest -n0 -m soak
+	$(PYTHON) -m pytest -n0 --hypothesis-profile=soak tests/ops/test_fuzz.py
+	$(PYTHON) tests/mutations.py
+
 bench:
 	$(PYTHON) -m pytest benchmarks
 
@@ -26,13 +31,15 @@ gpu: # build for the GPU of this machine, test, sanitize, measure: one folder in
 
 # The package is built into a folder of its own, whose library has the sanitizers in it.
 SANITIZE = address,undefined
+COMPILED = attention group_norm_silu noise reverse_step fuzz layer_shapes instruction_sets instructions
 asan:
 	CUDA_HOME=/none PALETTE_SANITIZE=$(SANITIZE) $(PYTHON) setup.py --quiet build \
 		--build-temp build/asan-temp --build-lib build/asan
 	PYTHONPATH=$(CURDIR)/build/asan \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-		$(PYTHON) -m pytest -n0 tests/ops
+		$(PYTHON) -m pytest -n0 $(addprefix tests/ops/test_,$(addsuffix .py,$(COMPILED))) \
+		-k "not reference-on-cpu and not sdpa-on-cpu"
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks \

@@ -178,7 +178,7 @@ class NinjaBuild(build_ext):
         include = self.torch.root / "include"
         sanitize = os.environ.get("PALETTE_SANITIZE", "")
         extra = (
-            f" -fsanitize={sanitize} -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
+            f" -O1 -fsanitize={sanitize} -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
             if sanitize
             else ""
         )
