@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,19 +29,39 @@ def _load():
 
 
 @pytest.fixture(scope="session")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable], Path]:
+    """``once(name, build)``: what ``build(folder)`` returns, built by one of pytest's workers."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def build_once(name: str, build: Callable[[Path], Path]) -> Path:
+        folder = shared / name
+        folder.mkdir(exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed
+            built = folder / "built"
+            if not built.exists():
+                built.write_text(str(build(folder)))
+            return Path(built.read_text())
+
+    return build_once
+
+
+@pytest.fixture(scope="session")
+def kernels(once) -> Path:
     """The library of csrc/cuda, for raw launches."""
     sources = sorted((HERE.parents[1] / "csrc/cuda").glob("*.cu"))
-    return _module().kernels(sources, tmp_path_factory.mktemp("emulated"))
+    return once("emulated", lambda folder: _module().kernels(sources, folder))
 
 
 @pytest.fixture(scope="session")
-def bindings(kernels: Path) -> Path:
+def bindings(once, kernels: Path) -> Path:
     """The same with csrc/ops.cpp, for torch."""
-    return _module().bindings(kernels)
+    return once("bindings", lambda _: _module().bindings(kernels))
 
 
 @pytest.fixture(scope="session")
-def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def broken(once) -> Path:
     """The library of broken.cu."""
-    return _module().kernels([HERE / "broken.cu"], tmp_path_factory.mktemp("broken"))
+    return once("broken", lambda folder: _module().kernels([HERE / "broken.cu"], folder))

@@ -5,7 +5,9 @@ Loaded by conftest.py, which hands each case to the tests as a fixture.
 
 from __future__ import annotations
 
+import mmap
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,9 @@ from torch import Tensor
 
 from palette import ops
 
+NO_RESERVE = 0x4000 if sys.platform == "linux" else 0  # MAP_NORESERVE: mmap names it from 3.13 on
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+EMULATED = "PALETTE_EMULATED" in os.environ  # tests/cuda: CUDA kernels under the name of the CPU's
 
 SHORT = {
     torch.float32: "f32",
@@ -109,6 +113,26 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "expanded": lambda values: values[:1].contiguous().expand(values.shape),
     "offset": _offset,
 }
+
+
+FAR = 2**30 + 2**20  # elements from a sample to the next: a stride that fits into 32 bits
+
+
+def far(values: Tensor) -> Tensor:
+    """The same numbers, three samples, the last further away than 32-bit offsets reach.
+
+    Memory that is never touched costs nothing on a CPU.
+    """
+    n, *_ = values.shape
+    assert 2**31 < (n - 1) * FAR < 2**32
+    total = (n - 1) * FAR + values.numel()
+    if values.device.type == "cpu":
+        size = total * values.element_size()
+        memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
+        flat = torch.frombuffer(memory, dtype=values.dtype)
+    else:
+        flat = torch.empty(total, dtype=values.dtype, device=values.device)
+    return flat.as_strided(values.shape, (FAR, *values.stride()[1:])).copy_(values)
 
 
 def _scales(x: Tensor) -> Tensor:
@@ -274,6 +298,10 @@ class AttentionCase:
         return {"qkv": qkv, "heads": self.heads, "order": self.order}
 
 
+# More tokens than two blocks of a GPU's kernels (slow without one), or one of the C++ kernels.
+MANY = 131 if EMULATED or INTERPRETED else 257
+IMAGE = (11, 12) if EMULATED or INTERPRETED else (40, 13)
+
 ATTENTION_CASES = [
     *(
         AttentionCase((2, 96, *size), 4, order, dtype, layout)
@@ -308,10 +336,10 @@ ATTENTION_CASES = [
     *(
         AttentionCase(shape, 2, order, dtype, layout, big=True)
         for shape, order, dtype in [
-            ((1, 120, 15, 20), "legacy", f32),
-            ((1, 198, 257), "new", bf16),
-            ((1, 384, 257), "legacy", f16),
-            ((1, 192, 40, 13), "new", f32),
+            ((1, 120, *IMAGE), "legacy", f32),
+            ((1, 198, MANY), "new", bf16),
+            ((1, 384, MANY), "legacy", f16),
+            ((1, 192, *IMAGE), "new", f32),
             ((1, 30, 17, 16), "new", f64),
         ]
         for layout in ("contiguous", "channels_last")

@@ -88,8 +88,9 @@ def device(place: tuple[str, str]) -> Iterator[str]:
 def _poison() -> Iterator[None]:
     """Fill all memory that is allocated uninitialised with NaN (integers with their largest)."""
     before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # torch.use_deterministic_algorithms imports inductor first: two seconds in every process
+    torch._C._set_deterministic_algorithms(True, warn_only=True)
     assert torch.utils.deterministic.fill_uninitialized_memory
     assert torch.empty(3).isnan().all()
     yield
-    torch.use_deterministic_algorithms(before)
+    torch._C._set_deterministic_algorithms(before)

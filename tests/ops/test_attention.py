@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import pytest
@@ -19,7 +18,8 @@ MODULE = sys.modules["palette.ops.attention"]
 REFERENCE = {torch.float32: 32.0, torch.float64: 32.0, torch.bfloat16: 1.05, torch.float16: 1.05}
 SDPA = {torch.float32: 32.0, torch.float64: 32.0, torch.bfloat16: 4.0, torch.float16: 4.0}
 FACTORS = {"sdpa": SDPA, "triton": SDPA, "cuda": SDPA}
-if "PALETTE_EMULATED" in os.environ:  # tests/cuda runs the CUDA kernels under the name of the CPU's
+CASES = sys.modules["palette_op_cases"]
+if CASES.EMULATED:
     FACTORS["cpp"] = FACTORS["cuda"]
 
 
@@ -132,11 +132,26 @@ def test_not_a_number_stays_in_its_head(device, cases, part, rows) -> None:
     assert out[1, 8:].isnan().any(0).sum() == rows
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_samples_beyond_2_to_the_31(device, cases, layout) -> None:
+    case = cases.AttentionCase((3, 96, 4, 5), 2, dtype=torch.float16, layout=layout)
+    qkv = case.arguments(device)["qkv"]
+    grad = torch.sin(torch.arange(qkv.numel() // 3, device=device)).reshape(3, 32, 4, 5).half()
+    results = []
+    for given in (qkv, cases.far(qkv)):
+        given.requires_grad_()
+        out = ops.attention(given, 2, "new")
+        out.backward(grad if given is qkv else cases.far(grad))
+        results.append((out.detach(), given.grad))
+    for near, distant in zip(*results, strict=True):
+        assert torch.equal(near, distant)
+
+
 def test_a_sample_is_the_same_alone(place, device, cases) -> None:
     if place[0] in ("reference", "sdpa"):
         return  # torch's products depend on the shape of the batch
     for layout in ("contiguous", "channels_last"):
-        case = cases.AttentionCase((3, 96, 17, 16), 2, layout=layout)
+        case = cases.AttentionCase((3, 96, cases.MANY), 2, layout=layout)
         qkv = case.arguments(device)["qkv"].requires_grad_()
         alone = qkv[1:2].detach().requires_grad_()
         whole = ops.attention(qkv, 2, "legacy")
@@ -150,7 +165,8 @@ def test_a_sample_is_the_same_alone(place, device, cases) -> None:
 
 def test_same_bits_every_time_and_on_any_number_of_threads(place, device, cases) -> None:
     def run() -> list[Tensor]:
-        qkv = cases.AttentionCase((2, 192, 19, 15), 2).arguments(device)["qkv"].requires_grad_()
+        case = cases.AttentionCase((2, 192, cases.MANY), 2)
+        qkv = case.arguments(device)["qkv"].requires_grad_()
         out = ops.attention(qkv, 2, "legacy")
         out.backward(torch.sin(torch.arange(out.numel(), device=device)).view(out.shape))
         return [out.detach(), qkv.grad]

@@ -18,6 +18,10 @@ from palette import ops
 DECLARED = [op for op in ops.names() if "triton" in sys.modules[f"palette.ops.{op}"].BACKENDS]
 
 
+# Half a million draws prove the reference; a kernel is held to it number by number.
+LEFT_OUT = {"noise": " and not distribution and not rare_draws"}
+
+
 @pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="this is the interpreted run itself"
 )
@@ -31,7 +35,7 @@ def test_in_the_interpreter(op) -> None:
             "pytest",
             "-n0",
             "-k",
-            "triton-on-cpu",
+            "triton-on-cpu" + LEFT_OUT.get(op, ""),
             file,
         ],
         env={**os.environ, "TRITON_INTERPRET": "1"},

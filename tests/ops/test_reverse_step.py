@@ -78,6 +78,22 @@ def test_state_in_any_layout(device, cases, layout) -> None:
     assert torch.equal(state.cpu(), wanted["state"])
 
 
+def test_samples_beyond_2_to_the_31(device, cases) -> None:
+    case = cases.StepCase(
+        (3, 3, 5, 7), torch.float16, each=True, draw="seeds", history=True, mask="full",
+        slot="contiguous",
+    )  # fmt: skip
+    near = case.arguments(device)
+    distant = {
+        name: cases.far(value.clone()) if value is not None and value.dim() == 4 else value
+        for name, value in near.items()
+    }
+    ops.reverse_step(**near)
+    ops.reverse_step(**distant)
+    for name in ("state", "history", "slot"):
+        assert torch.equal(near[name], distant[name]), name
+
+
 def test_last_step_has_no_noise_left(device, cases) -> None:
     """With sigma = 0 the given noise changes no bit."""
     arguments = cases.StepCase().arguments(device)
