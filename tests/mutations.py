@@ -58,7 +58,7 @@ FAULTS = [
     Fault("1 + scale without the 1", NORM + ".h", "value += 1.0;", "value += 0.0;"),
     Fault("last row not written", NORM + "_loops.h", "row < rows; ++row) {\n    const T* from", "row + 1 < rows; ++row) {\n    const T* from"),
     Fault("wrong group at the seam", NORM + "_loops.h", "fold(mean + g * channels,", "fold(mean + g * channels - (g > 0),"),
-    Fault("variance from unshifted sums", NORM + "_loops.h", "center[v] /= static_cast<Wide<T>>(first);", "center[v] = V{};"),
+    Fault("variance from unshifted sums", NORM + "_loops.h", "center[v] / static_cast<Wide<T>>(few)", "V{}"),
     Fault("last columns of a run not counted", NORM + "_loops.h", "result.mean += step * static_cast<double>(rest) / n;", ""),
     Fault("gradient without the mean over the group", NORM + "_backward.cpp", "-rstd * (mean / size)", "0.0"),
     Fault("gradient without the correlation with x", NORM + "_backward.cpp", "-rstd * rstd * rstd * (mean_d / size)", "0.0"),
