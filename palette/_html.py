@@ -32,10 +32,11 @@ def join(parts: Iterable[object], between: str = "\n") -> Html:
 
 
 def tag(name: str, *content: object, **attributes: object) -> Html:
-    """An element; ``class_`` stands for the attribute ``class``, False and None for none at all."""
+    """An element; ``class_`` is the attribute class, ``aria_label`` aria-label; None is none."""
+    named = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items()}
     given = "".join(
-        f" {key.rstrip('_')}" if value is True else f' {key.rstrip("_")}="{escape(value)}"'
-        for key, value in attributes.items()
+        f" {key}" if value is True else f' {key}="{escape(value)}"'
+        for key, value in named.items()
         if value is not None and value is not False
     )
     return Html(f"<{name}{given}>{join(content, '')}</{name}>")
@@ -238,7 +239,11 @@ figure img, .absent { display: block; width: 100%; height: auto; border-radius: 
 figcaption { font-size: .8rem; line-height: 1.35; margin-top: .2rem; overflow-wrap: anywhere;
   unicode-bidi: isolate; }
 .name { font-size: .88rem; overflow-wrap: anywhere; unicode-bidi: isolate; margin: 0 0 .25rem; }
-.sheet { max-width: 100%; height: auto; display: block; border-radius: 3px; }
+.sheets { display: grid; gap: 1.25rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 14rem), 1fr)); }
+.sheets figure { width: auto; }
+.final figure { width: fit-content; max-width: 100%; margin-bottom: 1rem; }
+.final img { max-width: 100%; width: auto; }
 .charts { display: grid; gap: 1.5rem 2rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 27rem), 1fr)); }
 .chart svg { width: 100%; height: auto; display: block; overflow: visible; }

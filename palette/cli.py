@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_test(commands)
     _cli_evaluate.add(commands)
     _add_convert(commands)
+    _add_report(commands)
     _add_info(commands)
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -199,6 +200,19 @@ def _convert(options: argparse.Namespace) -> int:
         weights=options.weights,
     )
     print("\n".join(report))
+    return DONE
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    report = commands.add_parser("report", help="one HTML page of a run: curves, samples, config")
+    report.add_argument("run_dir", metavar="RUN", help="run directory, also of a run going on")
+    report.set_defaults(run=_report)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from palette.training import report
+
+    print(report.write(Path(options.run_dir)))
     return DONE
 
 

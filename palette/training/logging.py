@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from PIL import Image as PILImage
 from tqdm import tqdm
 
 METRICS = "metrics.jsonl"
+SESSIONS = "sessions.jsonl"
 
 
 class RunLog:
@@ -58,6 +61,18 @@ class RunLog:
             self._bar.set_postfix_str(shown)
         else:
             print(f"step {record['step']}: {shown}", flush=True)
+
+    def session(self, step: int, facts: dict[str, Any]) -> None:
+        """Append when, by which command and on what the run was started or taken up again."""
+        if not self.active:
+            return
+        started = {"started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())}
+        program = Path(sys.argv[0])
+        name = "palette" if program.name in ("__main__.py", "palette") else str(program)
+        command = shlex.join([name, *sys.argv[1:]])
+        record = {**started, "step": step, "command": command, **facts}
+        with (self.directory / SESSIONS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
 
     def advance(self) -> None:
         """Another step is done."""

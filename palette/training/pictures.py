@@ -72,9 +72,9 @@ def save_loss_curve(metrics: Path, path: Path) -> None:
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    training = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    training = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
     axes.plot(*zip(*training, strict=True), color="0.8", linewidth=0.8, label="training loss")
-    axes.plot(*zip(*_smoothed(training), strict=True), color="tab:blue", label="running mean")
+    axes.plot(*zip(*smoothed(training), strict=True), color="tab:blue", label="running mean")
     key = "validation_loss"
     validation = [(line["step"], line[key]) for line in lines if key in line]
     if validation:
@@ -86,7 +86,8 @@ def save_loss_curve(metrics: Path, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _smoothed(points: list[tuple[int, float]], keep: float = 0.8) -> list[tuple[int, float]]:
+def smoothed(points: Sequence[tuple[float, float]], keep: float = 0.8) -> list[tuple[float, float]]:
+    """The running mean of (step, value): each value counts ``keep`` times the one after it."""
     mean, weight, result = 0.0, 0.0, []
     for step, value in points:
         mean, weight = keep * mean + (1 - keep) * value, keep * weight + 1 - keep

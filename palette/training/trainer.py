@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import palette
 from palette import checkpoint as checkpoints
 from palette import config as configs
+from palette import info
 from palette.build import build_schedule, epoch_length, resolve_precision
 from palette.checkpoint import Checkpoint, CheckpointError
 from palette.config import Config, ConfigError
@@ -123,6 +124,7 @@ class Trainer:
         active = self.world.is_first
         log = RunLog(self.run_dir, self.step, self.config.train.steps, active=active)
         with contextlib.closing(log), Interrupts() as interrupts:
+            log.session(self.step, {"processes": self.world.size, **info.facts()})
             for note in notes:
                 log.say(note)
             if not self._loop(log, interrupts):
