@@ -12,7 +12,6 @@ from palette._cli_arguments import positive
 if TYPE_CHECKING:
     from palette.evaluation.run import Request
     from palette.evaluation.scoring import Scoring
-    from palette.metrics.scores import Scores
     from palette.training.distributed import World
 
 
@@ -48,7 +47,9 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
         "--batch-size", type=positive, default=16, metavar="N", help="evaluated at once"
     )
     group.add_argument("--limit", type=positive, metavar="N", help="the first so many inputs only")
-    group.add_argument("--weights", default="ema", help="ema, raw, or a further average by name")
+    group.add_argument(
+        "--weights", nargs="+", default=["ema"], help="ema, raw, or further averages by name"
+    )
     group.add_argument("--seed", type=int, default=0, help="of the first input's first sample")
     group.add_argument("--steps", type=positive, help="network evaluations per sample")
     group.add_argument("--solver", choices=("dpmpp_2m", "ddim", "ddpm", "unipc"))
@@ -70,7 +71,9 @@ def _add_folders(group: argparse._ArgumentGroup) -> None:
 
 def _add_scoring(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--reference", metavar="DIR", help="real pictures for FID, KID, recall")
-    group.add_argument("--cache", metavar="DIR", help="for the statistics of the reference")
+    group.add_argument(
+        "--cache", metavar="DIR", help="of the reference's statistics; default: in output"
+    )
     group.add_argument("--inception", metavar="PATH", help="such as inception-2015-12-05.pt")
     group.add_argument(
         "--network", default="random", help="random, torch-fidelity[=FILE], torchvision:NAME[=FILE]"
@@ -84,24 +87,59 @@ def _add_scoring(group: argparse._ArgumentGroup) -> None:
 
 def _evaluate(options: argparse.Namespace) -> int:
     _check(options)
-    request = None if options.samples else _request(options)
+    try:
+        return _score_folders(options) if options.samples else _score_model(options)
+    except KeyboardInterrupt:
+        print("palette: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _score_model(options: argparse.Namespace) -> int:
+    requests = [_request(options, weights) for weights in options.weights]
     if options.dry_run:
-        print(_dry_run(options, request))
+        print("\n\n".join(_dry_run(options, request) for request in requests))
         return 0
+    from palette.evaluation.run import evaluate
+    from palette.metrics.scores import side_by_side
     from palette.training.distributed import world
 
     with world(options.device) as processes:
-        scoring = _scoring(options, processes)
-        if request is None:
-            scores = _score_folders(options, scoring, processes)
-        else:
-            from palette.evaluation.run import evaluate
+        scoring, found = _scoring(options, processes), {}
+        for request in requests:
+            output = _output(options, request)
+            found[request.weights] = evaluate(request, output, scoring, processes)
+            if processes.is_first:
+                print(f"{found[request.weights].table()}\n{_pages(output, options.human)}\n")
+        if processes.is_first and len(found) > 1:
+            print(side_by_side(found), end="")
+    return 0
 
-            scores = evaluate(request, _output(options, request), scoring, processes)
+
+def _score_folders(options: argparse.Namespace) -> int:
+    samples, truth = Path(options.samples), Path(options.truth)
+    if options.dry_run:
+        from palette.evaluation import describe
+
+        print(describe.folders(samples, truth, not options.unpaired))
+        return 0
+    from palette.evaluation.run import score_existing
+    from palette.training.distributed import world
+
+    output = None if options.output is None else Path(options.output)
+    with world(options.device) as processes:
+        scores = score_existing(
+            samples,
+            truth,
+            output,
+            _scoring(options, processes),
+            processes,
+            masks=None if options.masks is None else Path(options.masks),
+            paired=not options.unpaired,
+        )
         if processes.is_first:
             print(scores.table(), end="")
-            if request is not None or options.output:
-                print(f"\n{_pages(_output(options, request), options.human)}")
+            if output is not None:
+                print(f"\n{_pages(output, options.human)}")
     return 0
 
 
@@ -121,19 +159,19 @@ def _check(options: argparse.Namespace) -> None:
             raise ValueError(f"{name}: does not go with --samples, which are there already")
     if options.unpaired and options.output:
         raise ValueError("--output: shows samples beside their truth, which --unpaired has none of")
+    if options.human and not options.output:
+        raise ValueError("--human: needs --output DIR to write its page to")
 
 
-def _dry_run(options: argparse.Namespace, request: Request | None) -> str:
+def _dry_run(options: argparse.Namespace, request: Request) -> str:
     from palette.evaluation import describe
 
-    if request is None:
-        return describe.folders(Path(options.samples), Path(options.truth), not options.unpaired)
     names = ("inception", "network", "lpips", "classifier", "labels", "reference")
     scoring = {name: getattr(options, name) for name in names}
     return describe.evaluation(request, _output(options, request), scoring)
 
 
-def _request(options: argparse.Namespace) -> Request:
+def _request(options: argparse.Namespace, weights: str) -> Request:
     from palette.evaluation import presets, run
 
     preset = None if options.preset is None else presets.find_preset(options.preset)
@@ -147,7 +185,7 @@ def _request(options: argparse.Namespace) -> Request:
         checkpoint=options.checkpoint or config.run.dir,
         config=config,
         split=split,
-        weights=options.weights,
+        weights=weights,
         samples_per_input=options.samples_per_input,
         batch_size=options.batch_size,
         limit=options.limit,
@@ -169,11 +207,15 @@ def _pages(output: Path, for_people: bool) -> str:
     return "\n".join([*pages, str(human.write(output))] if for_people else pages)
 
 
-def _output(options: argparse.Namespace, request: Request | None) -> Path:
-    if options.output is None and request is not None:
-        name: str = options.preset or options.weights
-        return Path(request.config.run.dir, "evaluation", name)
-    return Path(options.output)
+def _output(options: argparse.Namespace, request: Request) -> Path:
+    """The folder of an evaluation; of several weights each has its own."""
+    if options.output is not None:
+        where = Path(options.output)
+    elif request.preset is not None:
+        where = Path(request.config.run.dir, "evaluation", request.preset)
+    else:
+        return Path(request.config.run.dir, "evaluation", request.weights)
+    return where / request.weights if len(options.weights) > 1 else where
 
 
 def _scoring(options: argparse.Namespace, processes: World) -> Scoring:
@@ -194,18 +236,4 @@ def _scoring(options: argparse.Namespace, processes: World) -> Scoring:
         labels=options.labels,
         batch_size=options.batch_size,
         size=None if options.size is None else (options.size, options.size),
-    )
-
-
-def _score_folders(options: argparse.Namespace, scoring: Scoring, processes: World) -> Scores:
-    from palette.evaluation.run import score_existing
-
-    return score_existing(
-        Path(options.samples),
-        Path(options.truth),
-        None if options.output is None else Path(options.output),
-        scoring,
-        processes,
-        masks=None if options.masks is None else Path(options.masks),
-        paired=not options.unpaired,
     )

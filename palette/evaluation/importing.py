@@ -37,13 +37,16 @@ def bring_in(
     prefix = PUBLISHED[2] if samples.resolve() == truth.resolve() else ""
     holes = None if masks is None else find_masks(masks, [i.name for i in inputs], prefix=prefix)
     facts = _facts(inputs, samples, truth, masks)
-    layout = Layout(root, len(inputs), facts["mark"])
-    names = {layout.name(one.number): one.name for one in inputs}
-    if world.is_first:
+
+    def prepare() -> None:
         _check(root, facts)
+        layout = Layout(root, len(inputs), facts["mark"])
         layout.sweep()
-        write_json(root / NAMES, names)
+        write_json(root / NAMES, {layout.name(one.number): one.name for one in inputs})
         write_json(root / EVALUATION, {**facts, "scoring": scoring.as_json()})
+
+    world.first_does(prepare)
+    layout = Layout(root, len(inputs), facts["mark"])
     mine = inputs[world.rank :: world.size]
     for done, one in enumerate(mine, 1):
         _copy(layout, layout.picture(TRUTH, one.number), one.truth)
@@ -53,7 +56,7 @@ def bring_in(
             _copy(layout, layout.picture(MASKS, one.number), holes[one.name])
         progress("copying", done, len(mine))
     world.wait()
-    return names
+    return {layout.name(one.number): one.name for one in inputs}
 
 
 def _facts(inputs: list[Input], samples: Path, truth: Path, masks: Path | None) -> dict[str, Any]:
@@ -78,7 +81,7 @@ def _check(root: Path, facts: dict[str, Any]) -> None:
     try:
         found = json.loads((root / EVALUATION).read_text(encoding="utf-8")).get("mark")
     except FileNotFoundError:
-        if any((root / SAMPLES).iterdir()):
+        if (root / SAMPLES).exists():
             raise ValueError(f"{root}: holds something else; choose another --output") from None
         return
     except (OSError, ValueError, AttributeError):

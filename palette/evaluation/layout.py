@@ -22,6 +22,7 @@ EVALUATION = "evaluation.json"
 NAMES = "names.json"
 SCORES = "scores.json"
 TABLE = "scores.txt"
+REFERENCE = "reference"  # statistics of the reference, unless another folder is named for them
 
 INPUTS, TRUTH, MASKS, SAMPLES = "inputs", "truth", "masks", "samples"
 

@@ -16,7 +16,16 @@ from palette.data.dataset import TaskDataset
 from palette.evaluation import page, paper
 from palette.evaluation.drawing import draw
 from palette.evaluation.importing import bring_in
-from palette.evaluation.layout import EVALUATION, MASKS, NAMES, SAMPLES, TRUTH, Layout, write_json
+from palette.evaluation.layout import (
+    EVALUATION,
+    MASKS,
+    NAMES,
+    REFERENCE,
+    SAMPLES,
+    TRUTH,
+    Layout,
+    write_json,
+)
 from palette.evaluation.plan import Plan, make_plan
 from palette.evaluation.progress import Bars
 from palette.evaluation.protocol import beside_the_paper
@@ -123,8 +132,9 @@ def evaluate(request: Request, root: Path, scoring: Scoring, world: World) -> Sc
     draw(model, dataset, plan, layout, world, bars)
     world.wait()
     names = {layout.name(i): dataset.source.name(i) for i in range(plan.images)}
-    if scoring.reference is not None and scoring.size is None:
-        scoring = dataclasses.replace(scoring, size=plan.image_size)
+    if scoring.reference is not None:
+        cache, size = scoring.cache or root / REFERENCE, scoring.size or plan.image_size
+        scoring = dataclasses.replace(scoring, cache=cache, size=size)
     masks = root / MASKS if MASKS in plan.pictures else None
     scores = score(root / SAMPLES, root / TRUTH, masks, names, scoring, world, bars)
     bars.close()
@@ -165,6 +175,8 @@ def score_existing(
     if root is None or not paired:
         names = {name: name for name in list_both(samples, truth)[1]} if paired else {}
         return score(samples, truth, masks, names, scoring, world, bars, paired=paired)
+    if scoring.reference is not None and scoring.cache is None:
+        scoring = dataclasses.replace(scoring, cache=root / REFERENCE)
     names = bring_in(root, samples, truth, masks, scoring, world, bars)
     copied = None if masks is None else root / MASKS
     scores = score(root / SAMPLES, root / TRUTH, copied, names, scoring, world, bars)
@@ -187,23 +199,19 @@ def _begin(
     plan: Plan, dataset: TaskDataset, root: Path, facts: dict[str, Any], world: World
 ) -> Layout:
     """The folder, ready to be filled: new, or with what an earlier run of this plan left."""
-    problem = None
-    if world.is_first:
-        try:
-            found = plan.differences(root)
-            if found:
-                raise ValueError(
-                    f"{root}: holds another evaluation ({'; '.join(found)}); "
-                    "choose another --output, or remove it"
-                )
-            layout = Layout(root, plan.images, plan.mark)
-            layout.sweep()
-            names = {layout.name(i): dataset.source.name(i) for i in range(plan.images)}
-            write_json(root / NAMES, names)
-            write_json(root / EVALUATION, {**plan.as_json(), **facts})
-        except (ValueError, OSError) as error:
-            problem = error
-    problem = world.from_first(problem)
-    if problem is not None:
-        raise problem
+
+    def prepare() -> None:
+        found = plan.differences(root)
+        if found:
+            raise ValueError(
+                f"{root}: holds another evaluation ({'; '.join(found)}); "
+                "choose another --output, or remove it"
+            )
+        layout = Layout(root, plan.images, plan.mark)
+        layout.sweep()
+        names = {layout.name(i): dataset.source.name(i) for i in range(plan.images)}
+        write_json(root / NAMES, names)
+        write_json(root / EVALUATION, {**plan.as_json(), **facts})
+
+    world.first_does(prepare)
     return Layout(root, plan.images, plan.mark)

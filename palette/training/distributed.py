@@ -7,7 +7,7 @@ is one process and every collective is the identity.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +57,18 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def first_does(self, action: Callable[[], object]) -> None:
+        """Run ``action`` on the first process; all wait for it, and raise what it raises."""
+        problem: Exception | None = None
+        if self.is_first:
+            try:
+                action()
+            except Exception as error:
+                problem = error
+        problem = self.from_first(problem)
+        if problem is not None:
+            raise problem
 
     def wait(self) -> None:
         """Until all processes are here."""

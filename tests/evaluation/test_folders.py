@@ -159,6 +159,7 @@ MISTAKES = {
     "missing masks": (_more("--masks", "PATH/no.png"), "no.png: No such file"),
     "config of folders": (_more("-c", "x.yaml"), "config: does not go with --samples"),
     "sets on a page": (_more("--unpaired", "--output", "PATH/o"), "--output: shows samples"),
+    "trial without a folder": (_more("--human"), "--human: needs --output DIR"),
     "someone's folder": (
         _prepared(lambda path: folder(path / "o" / "samples", ["a.png"]), "--output", "PATH/o"),
         "holds something else",

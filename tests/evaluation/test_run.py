@@ -156,9 +156,18 @@ def test_raw_weights_are_another_evaluation(run, straight, tmp_path, capsys):
     assert "ema-swa.safetensors" in capsys.readouterr().err
 
 
+def test_several_weights_stand_side_by_side(run, tmp_path, capsys):
+    assert evaluate(run, tmp_path, "--weights", "ema", "raw", "--limit", "2") == 0
+    for name in ("ema", "raw"):
+        assert results(tmp_path / name)["scores"]["psnr"]["images"] == 2
+        assert (tmp_path / name / "index.html").exists()
+    table = capsys.readouterr().out.splitlines()
+    assert ["metric", "ema", "raw"] in [line.split() for line in table]
+
+
 def test_the_folder_of_a_run_is_where_it_goes_by_itself(run, capsys):
     assert main(["evaluate", str(run), "--limit", "1", "--human"]) == 0
-    page, trial = map(Path, capsys.readouterr().out.splitlines()[-2:])
+    page, trial = map(Path, capsys.readouterr().out.split()[-2:])
     assert page == run / "evaluation" / "ema" / "index.html"
     assert "Beside the paper" in page.read_text()
     assert trial.read_text().count("data:image/png") >= 2

@@ -105,6 +105,9 @@ def test_train_then_test(name: str, write: Any, tmp_path: Path, capsys: Any) -> 
     assert main(["evaluate", "--samples", str(results), "--truth", str(results)]) == 0
     shown = capsys.readouterr().out
     assert f"{found['fid_random']['value']:.6g}" in shown
+    more = ["--limit", "2", "--output", str(tmp_path / "evaluation")]
+    assert main(["evaluate", str(run), "-c", str(file), *more]) == 0
+    assert len(list((tmp_path / "evaluation" / "samples").iterdir())) == 2
     with Image.open(results / "Process_00003.png") as process:
         # The start and 3 snapshots (6 steps, every second), two in a row.
         assert process.size == (2 * 18 + 2, 2 * 18 + 2)
