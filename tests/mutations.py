@@ -196,8 +196,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         copy_to(folder)
-        build(folder)
-        for backend, op in sorted({(fault.backend, fault.op) for fault in chosen}):
+        if any(fault.backend == "cpp" for fault in chosen):
+            build(folder)
+        # The suite proves all of it; here one op of each backend shows that the copy is whole.
+        for backend, op in sorted({(fault.backend, "noise") for fault in chosen}):
             ran = tests(folder, backend, op)
             if ran.returncode != 0:
                 print(f"{backend} {op}: the tests fail without any fault: {killer(ran)}")
@@ -210,7 +212,6 @@ def main() -> int:
             print(f"| {fault.backend} | {fault.op} | {fault.name} | {verdict} |", flush=True)
             print(f"{time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
             survivors += [fault] if alive else []
-        build(folder)
     print(f"\n{len(chosen) - len(survivors)} of {len(chosen)} faults killed")
     return 1 if survivors else 0
 
