@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from palette._cli_arguments import positive
+from palette.data.canvas import SIDES
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -33,6 +34,18 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--mask",
         help="to inpaint: white = to be filled; an image, a folder of equal names, or a name "
         "such as center",
+    )
+    tasks.add_argument("--side", choices=SIDES, help="to uncrop: where to go on; default: all")
+    tasks.add_argument("--by", type=float, help="how far, as share of the side; default: half new")
+    tasks.add_argument(
+        "--rectangle",
+        type=int,
+        nargs=4,
+        metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
+        help="to uncrop: what to show, in pixels of the image; -100 0 ... begins 100 to its left",
+    )
+    tasks.add_argument(
+        "--panorama", type=positive, metavar="WIDTH", help="to uncrop until it is so wide"
     )
     tasks.add_argument("--factor", type=float, help="to upscale: how many times as large")
     tasks.add_argument(
@@ -70,6 +83,10 @@ def _sample(options: argparse.Namespace) -> int:
         Wishes(
             task=options.task,
             mask=options.mask,
+            side=options.side,
+            by=options.by,
+            rectangle=options.rectangle and tuple(options.rectangle),
+            panorama=options.panorama,
             factor=options.factor,
             augmentation=options.augmentation,
             size=options.size and (options.size[0], options.size[1]),

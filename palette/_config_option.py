@@ -76,7 +76,7 @@ class Option:
             size_ok = len(value) == 2 if facts["pair"] else (len(value) > 0 or facts["empty"])
             return size_ok and all(self.accepts(element) for element in value)
         if facts["known"] is not None:
-            is_path = facts["paths"] and ("/" in value or "." in value)
+            is_path = facts["paths"] and any(mark in value for mark in "/.,")
             return is_path or value in facts["known"]()
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return True

@@ -32,7 +32,8 @@ class Task:
     name: str = option("inpaint", "what the model learns to do", known=_tasks, fixed=True)
     mask: str = option(
         "auto",
-        "hole in training, or path of masks; auto: hybrid, or to uncrop as in the paper",
+        "hole in training, a path of masks, or LEFT,TOP,RIGHT,BOTTOM in shares; "
+        "auto: hybrid, or to uncrop as in the paper",
         known=_masks,
         paths=True,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TypeAlias, cast
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from palette.data import images, masks, region
+from palette.data.canvas import Rectangle, windows
 from palette.data.order import Draws
 
 Picture: TypeAlias = "PILImage.Image | str | os.PathLike[str] | npt.NDArray[np.uint8] | Tensor"
@@ -34,7 +36,7 @@ def open_mask(mask: Picture, picture: PILImage.Image, seed: int) -> region.Mask:
     Raises ValueError for a mask of another size.
     """
     size = (picture.height, picture.width)
-    if isinstance(mask, str) and not os.path.exists(mask):
+    if isinstance(mask, str) and masks.is_name(mask):
         return masks.find_mask(mask)(*size, Draws(seed))
     if isinstance(mask, (str, os.PathLike)):
         hole = masks.load_mask(mask)
@@ -51,6 +53,42 @@ def open_mask(mask: Picture, picture: PILImage.Image, seed: int) -> region.Mask:
     return hole
 
 
+def extended(picture: Picture, box: Rectangle) -> tuple[Picture, region.Mask]:
+    """The part of a picture that a rectangle shows, and as hole what lies outside of the picture.
+
+    Values of arrays and tensors stay. Raises ValueError when all of it or nothing lies inside.
+    """
+    plain = picture if isinstance(picture, (Tensor, np.ndarray)) else open_picture(picture)
+    height, width = size_of(plain)
+    left, top, right, bottom = box
+    inside = (max(left, 0), max(top, 0), min(right, width), min(bottom, height))
+    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+        raise ValueError(f"rectangle: {box} shows nothing of the picture of {width}x{height}")
+    if inside == box:
+        raise ValueError(f"rectangle: {box} does not go beyond the picture of {width}x{height}")
+    rows, columns = slice(inside[1], inside[3]), slice(inside[0], inside[2])
+    there = (slice(inside[1] - top, inside[3] - top), slice(inside[0] - left, inside[2] - left))
+    hole = np.ones((bottom - top, right - left), dtype=np.uint8)
+    hole[there] = 0
+    if isinstance(plain, Tensor):
+        canvas = plain.new_zeros(plain.shape[0], *hole.shape)
+        canvas[:, there[0], there[1]] = plain[:, rows, columns]
+        return canvas, hole
+    if isinstance(plain, np.ndarray):
+        array = np.zeros((*hole.shape, *plain.shape[2:]), dtype=plain.dtype)
+        array[there] = plain[rows, columns]
+        return array, hole
+    return plain.crop(box), hole
+
+
+def size_of(picture: PILImage.Image | npt.NDArray[np.uint8] | Tensor) -> tuple[int, int]:
+    """Height and width."""
+    if isinstance(picture, PILImage.Image):
+        return picture.height, picture.width
+    shape = picture.shape[-2:] if isinstance(picture, Tensor) else picture.shape[:2]
+    return shape[0], shape[1]
+
+
 def like(
     source: Picture, result: PILImage.Image, hole: region.Mask | None = None
 ) -> PILImage.Image | npt.NDArray[np.uint8] | Tensor:
@@ -63,6 +101,29 @@ def like(
     if isinstance(source, np.ndarray):
         return cast(npt.NDArray[np.uint8], np.asarray(result))
     return result
+
+
+def widened(
+    picture: PILImage.Image,
+    width: int,
+    window: int,
+    paint: Callable[[PILImage.Image, region.Mask, int], PILImage.Image],
+) -> PILImage.Image:
+    """A picture grown to ``width`` by pieces of ``window``; see ``canvas.windows``.
+
+    ``paint(canvas, hole, i)`` fills the i-th of them.
+    """
+    for index, (side, seen, new) in enumerate(windows(picture.width, width, window)):
+        size, height = picture.width, picture.height
+        start = size - seen if side == "right" else 0
+        part = picture.crop((start, 0, start + seen, height))
+        box = (0, 0, seen + new, height) if side == "right" else (-new, 0, seen, height)
+        canvas, hole = extended(part, box)
+        wider = PILImage.new("RGB", (size + new, height))
+        wider.paste(picture, (0 if side == "right" else new, 0))
+        wider.paste(paint(open_picture(canvas), hole, index), (start, 0))
+        picture = wider
+    return picture
 
 
 def recolour(picture: PILImage.Image, painted: PILImage.Image) -> PILImage.Image:

@@ -13,7 +13,8 @@ from PIL import Image as PILImage
 from PIL.PngImagePlugin import PngInfo
 
 from palette.build import trained_tasks
-from palette.data.masks import MASKS
+from palette.data.canvas import Rectangle
+from palette.data.masks import is_name
 from palette.data.paths import scan
 from palette.pipeline import Pipeline
 
@@ -28,12 +29,18 @@ class Wishes:
         task: which of its tasks a model of several is to do.
         mask: to inpaint: an image for all, a folder with a mask of the same name for each, or a
             name of ``palette.data.masks``.
+        side, by, rectangle: to uncrop; see ``Pipeline.uncrop``.
+        panorama: pixels of width to uncrop to, again and again.
         factor, augmentation: see ``Pipeline.upscale``; for this model and those behind it.
         size: height and width, to generate.
     """
 
     task: str | None = None
     mask: str | None = None
+    side: str | None = None
+    by: float | None = None
+    rectangle: Rectangle | None = None
+    panorama: int | None = None
     factor: float | None = None
     augmentation: float | None = None
     size: tuple[int, int] | None = None
@@ -117,13 +124,8 @@ def _drawing(model: Pipeline, task: str, wishes: Wishes, *, cascade: bool) -> Dr
     """One picture from one file, by the method of the task."""
     upscaling = ("factor", "augmentation") if cascade or task == "upscale" else ()
     if task in ("inpaint", "uncrop"):
-        wishes.only(task, "mask", *upscaling)
-        mask = wishes.mask
-        if mask is None:
-            raise ValueError(
-                "--mask: found none; inpainting wants an image whose white part is filled"
-            )
-        return lambda path, options: model.inpaint(path, _mask_for(path, mask), **options)
+        wishes.only(task, "mask", "side", "by", "rectangle", "panorama", *upscaling)
+        return _filling(model, task, wishes)
     if task == "generate":
         wishes.only(task, "size", *upscaling)
         return lambda _, options: model.generate(size=wishes.size, **options)
@@ -135,6 +137,22 @@ def _drawing(model: Pipeline, task: str, wishes: Wishes, *, cascade: bool) -> Dr
         )
     method = getattr(model, task, model.paired)  # a task of the user's own translates pictures
     return lambda path, options: method(path, **options)
+
+
+def _filling(model: Pipeline, task: str, wishes: Wishes) -> Draw:
+    """One picture with its hole filled, or continued beyond its border."""
+    mask, width, wanted = wishes.mask, wishes.panorama, (wishes.side, wishes.by, wishes.rectangle)
+    if sum((mask is not None, width is not None, any(each is not None for each in wanted))) > 1:
+        raise ValueError("--mask, --panorama, --side or --rectangle: give one of them, not several")
+    if mask is not None:
+        return lambda path, options: model.inpaint(path, _mask_for(path, mask), **options)
+    if width is not None:
+        return lambda path, options: model.panorama(path, width, **options)
+    if task == "inpaint" and all(each is None for each in wanted):
+        raise ValueError("--mask: found none; inpainting wants an image whose white part is filled")
+    return lambda path, options: model.uncrop(
+        path, wishes.side, by=wishes.by, rectangle=wishes.rectangle, **options
+    )
 
 
 def _task(model: Pipeline, wanted: str | None) -> str:
@@ -174,7 +192,7 @@ def _found(folder: Path) -> list[Path]:
 
 
 def _mask_for(picture: Path, mask: str) -> str:
-    if mask in MASKS:
+    if is_name(mask):
         return mask
     where = Path(mask)
     if not where.exists():

@@ -7,7 +7,6 @@ picture of any size. Nothing here needs the ground truth.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +18,16 @@ from torch import Tensor
 from palette import checkpoint as checkpoints
 from palette import config as configs
 from palette import upstream
-from palette._engine import Engine, Request
 from palette._engine import Options as Options
-from palette._pictures import Picture, like, open_mask, open_picture, recolour
-from palette.build import build_network, image_size, tells_level, trained_tasks
+from palette._engine import Request
+from palette._filling import Filling
+from palette._pictures import (
+    Picture,
+    recolour,
+)
+from palette.build import build_network, image_size, tells_level
 from palette.config import Config
-from palette.data import images, region
+from palette.data import images
 from palette.data.degrade import blur_with_noise, enlarge
 from palette.data.tasks import grey
 from palette.models.layers import pair
@@ -33,61 +36,11 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-# Those with a method; what a user registers is done as "paired" is.
-_TASKS = frozenset(
-    ("inpaint", "uncrop", "colorize", "paired", "restore_jpeg", "upscale", "generate")
-)
-
-
-class Pipeline(Engine):
+class Pipeline(Filling):
     """A trained model and the tasks it can do.
 
     Every method wants a model that was trained for its task, alone or in a mixture.
     """
-
-    def inpaint(
-        self,
-        image: Picture | list[Picture],
-        mask: Picture | list[Picture],
-        **options: Unpack[Options],
-    ) -> Any:
-        """Fill the white part of ``mask`` in ``image``; every other pixel keeps its value.
-
-        By default the network sees the hole and as much around it, at the size it was trained for.
-
-        Args:
-            image: PIL image, path, uint8 array [H, W, 3] or tensor [3, H, W] in [-1, 1], or a list.
-            mask: the same kinds, white (or 1) = to be filled, of the image's size, or a name such
-                as "center" (``palette.data.masks``); one for all images or one for each.
-            options: see :class:`Options`.
-
-        Returns:
-            What was given: an image for an image or path, an array for an array, a tensor for a
-            tensor; a list for a list.
-
-        Raises:
-            ValueError: an image is unreadable, a mask has no hole or another size, or the model
-                was not trained to fill holes.
-        """
-        self._require("inpaint", "uncrop")
-        request = self._request(**options)
-        given = image if isinstance(image, list) else [image]
-        masks = mask if isinstance(mask, list) else [mask] * len(given)
-        if len(masks) != len(given):
-            raise ValueError(
-                f"mask: {len(masks)} masks for {len(given)} images; give 1 or one each"
-            )
-        pictures = [open_picture(picture) for picture in given]
-        holes = [
-            open_mask(each, picture, request.seed + index)
-            for index, (each, picture) in enumerate(zip(masks, pictures, strict=True))
-        ]
-        filled = self._fill(pictures, holes, request)
-        results = [
-            like(source, result, hole)
-            for source, result, hole in zip(given, filled, holes, strict=True)
-        ]
-        return results if isinstance(image, list) else results[0]
 
     def colorize(self, image: Picture | list[Picture], **options: Unpack[Options]) -> Any:
         """Give grey pictures colours; colours that are there already are not looked at.
@@ -199,60 +152,6 @@ class Pipeline(Engine):
         drawn = self._draw(torch.empty(number, 0, *shape, device=self.device), seeds, request)
         pictures = [images.to_image(each.cpu()) for each in drawn]
         return pictures[0] if count is None else pictures
-
-    def _fill(
-        self, pictures: list[PILImage.Image], holes: list[region.Mask], request: Request
-    ) -> list[PILImage.Image]:
-        results = []
-        for index, (picture, hole) in enumerate(zip(pictures, holes, strict=True)):
-            part = region.around_hole(hole, image_size(self.config))
-            if request.tiled:
-                part = part.unscaled
-            elif request.native:
-                part = self._whole(picture, request)
-            small, small_hole = region.shrink(picture, hole, part)
-            sample = self._complete(
-                images.to_tensor(small)[None].to(self.device),
-                torch.from_numpy(small_hole)[None, None].float().to(self.device),
-                torch.tensor([request.seed + index], device=self.device),
-                request,
-            )
-            results.append(region.paste(picture, hole, part, images.to_image(sample[0].cpu())))
-        return results
-
-    def _each(
-        self,
-        task: str,
-        image: Picture | list[Picture],
-        options: Options,
-        make: Callable[[PILImage.Image, Request], PILImage.Image],
-    ) -> Any:
-        """``make`` of every picture, each with its own seed, as what was given."""
-        self._require(task)
-        request = self._request(**options)
-        given = image if isinstance(image, list) else [image]
-        pictures = [open_picture(picture) for picture in given]
-        results = [
-            like(source, make(picture, replace(request, seed=request.seed + index)))
-            for index, (source, picture) in enumerate(zip(given, pictures, strict=True))
-        ]
-        return results if isinstance(image, list) else results[0]
-
-    def _require(self, *tasks: str) -> None:
-        """Refuse what the model was not trained for; any of ``tasks`` will do."""
-        trained = trained_tasks(self.config)
-        own = "paired" in tasks and not _TASKS.issuperset(trained)
-        if not (set(tasks) & set(trained) or own):
-            where = f"{self.name}: " if self.name else ""
-            raise ValueError(
-                f"{where}the model was trained to {' and '.join(trained)}, not to {tasks[0]}"
-            )
-
-    def _whole(self, picture: PILImage.Image, request: Request) -> region.Region:
-        """All of the picture, at the network's size unless the request wants it at its own."""
-        size = (picture.height, picture.width)
-        own = request.native or request.tiled
-        return region.whole(size, size if own else image_size(self.config))
 
     def _translate(
         self, condition: Tensor, request: Request, *, level: float = 1.0

@@ -115,6 +115,34 @@ def test_inpaint(train, photo, tmp_path, mode):
     check_learning(run)
 
 
+UNCROPPING = {  # arguments, and the rectangle of the result in pixels of the picture
+    "": (0, 0, 0, 0),
+    "--side right": (0, 0, 2 * WIDTH, HEIGHT),
+    "--side top --by 0.5": (0, -HEIGHT // 2, WIDTH, HEIGHT),
+    "--rectangle -7 3 50 31": (-7, 3, 50, 31),
+    "--panorama 131": (-43, 0, 88, HEIGHT),
+    "--mask one_direction": (0, 0, WIDTH, HEIGHT),
+}
+
+
+@pytest.mark.parametrize("arguments", UNCROPPING)
+def test_uncrop(train, photo, tmp_path, arguments):
+    run = train("task.name=uncrop")
+    left, top, right, bottom = UNCROPPING[arguments] or ()
+    if not arguments:  # half of the area is new, on all four sides
+        rows, columns = round(0.2071 * HEIGHT), round(0.2071 * WIDTH)
+        left, top, right, bottom = -columns, -rows, WIDTH + columns, HEIGHT + rows
+    out = sampled(run, tmp_path / "o", "--input", str(photo), *arguments.split())
+    assert out.size == (right - left, bottom - top)
+    after, before = np.asarray(out), np.asarray(Image.open(photo))
+    there = after[max(-top, 0) : HEIGHT - top, max(-left, 0) : WIDTH - left]
+    known = before[max(top, 0) : bottom, max(left, 0) : right]
+    assert there.shape == known.shape
+    same = (there == known).all(axis=2)
+    assert same.mean() < 0.7 if "mask" in arguments else same.all()
+    check_learning(run)
+
+
 def test_colorize(train, photo, tmp_path):
     run = train("task.name=colorize")
     grey = Image.open(photo).convert("L")

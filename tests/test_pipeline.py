@@ -119,3 +119,46 @@ def test_precision_follows_the_processor():
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     assert chosen is (torch.bfloat16 if fast else torch.float32)
     assert resolve_precision("float32", torch.device("cpu")) is torch.float32
+
+
+def test_uncrop_keeps_the_values_of_every_kind(model, photo):
+    box = (-9, 4, 60, 58)
+    expected = model.uncrop(photo, rectangle=box, seed=2)
+    assert expected.shape == (54, 69, 3)
+    assert (expected[:46, 9:] == photo[4:50, :60]).all()
+    tensor = torch.rand(3, 50, 70) * 2 - 1
+    wider = model.uncrop(tensor, rectangle=box)
+    assert torch.equal(wider[:, :46, 9:], tensor[:, 4:50, :60])
+    several = model.uncrop([Image.fromarray(photo), Image.fromarray(photo)], "left", by=0.1)
+    assert [each.size for each in several] == [(77, 50)] * 2
+    assert (np.asarray(model.uncrop(photo, mask="left", seed=1))[:, 35:] == photo[:, 35:]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rectangle": (5, 5, 20, 20)}, "does not go beyond"),
+        ({"rectangle": (90, 5, 120, 20)}, "shows nothing of the picture of 70x50"),
+        ({"side": "left", "mask": "left"}, "give one of them"),
+        ({"by": 0.5, "mask": "left"}, "beyond a side, not beyond"),
+        ({"native": True, "tiled": True}, "native and tiled: give one"),
+    ],
+)
+def test_uncropping_that_makes_no_sense(model, photo, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        model.uncrop(photo, **arguments)
+
+
+def test_panorama(model, photo):
+    wide = model.panorama(photo, 160, seed=4, steps=1)
+    assert wide.shape == (50, 160, 3)
+    assert (wide[:, 45:115] == photo).all()
+    assert (wide == model.panorama(photo, 160, seed=4, steps=1)).all()
+    assert (wide != model.panorama(photo, 160, seed=5, steps=1)).any()
+    with pytest.raises(ValueError, match="width: found 70; the picture has 70"):
+        model.panorama(photo, 70)
+
+
+def test_one_tile_changes_nothing(model):
+    small = np.random.default_rng(1).integers(0, 256, (16, 12, 3), dtype=np.uint8)
+    assert (model.inpaint(small, "center", tiled=True) == model.inpaint(small, "center")).all()

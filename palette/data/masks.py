@@ -192,17 +192,47 @@ MASKS: dict[str, Mask] = {
 
 
 def find_mask(name: str) -> Mask:
-    """The mask a config names: one of MASKS, or the path of a mask file or of a folder of them.
+    """The mask a config names: one of MASKS, a box, or the path of a mask file or a folder of them.
 
+    A box is "LEFT,TOP,RIGHT,BOTTOM" in shares of width and height: "0.5,0,1,1" is the right half.
     Raises ValueError when it is none of these.
     """
     if name in MASKS:
         return MASKS[name]
+    if is_name(name):
+        return Box(name)
     if os.path.exists(name):
         return MaskFiles(name)
     raise ValueError(
-        f"mask must be one of {', '.join(MASKS)}, a mask file or a folder of them, got '{name}'"
+        f"mask must be one of {', '.join(MASKS)}, LEFT,TOP,RIGHT,BOTTOM in shares, "
+        f"a mask file or a folder of them, got '{name}'"
     )
+
+
+def is_name(text: str) -> bool:
+    """Whether a mask is given by name or as a box, not by the path of a file."""
+    return text in MASKS or (text.count(",") == 3 and not os.path.exists(text))
+
+
+class Box:
+    """The same rectangle always, from text; see :func:`find_mask`. Raises ValueError."""
+
+    def __init__(self, shares: str) -> None:
+        try:
+            left, top, right, bottom = (float(share) for share in shares.split(","))
+        except ValueError:
+            left = top = right = bottom = math.nan
+        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+            raise ValueError(
+                f"mask must be LEFT,TOP,RIGHT,BOTTOM with 0 <= LEFT < RIGHT <= 1 and "
+                f"0 <= TOP < BOTTOM <= 1, got '{shares}'"
+            )
+        self._shares = left, top, right, bottom
+
+    def __call__(self, height: int, width: int, draws: Draws) -> MaskArray:
+        left, right = (round(self._shares[each] * width) for each in (0, 2))
+        top, bottom = (round(self._shares[each] * height) for each in (1, 3))
+        return _rectangle(height, width, top, left, bottom - top, right - left)
 
 
 class MaskFiles:

@@ -229,3 +229,14 @@ def test_masks_of_the_papers_tables_have_its_areas(low: int, high: int) -> None:
         areas = _areas(f"free_form_{low}_{high}", 40, size)
         assert low / 100 <= areas.min() < areas.max() <= high / 100
         assert areas.std() > 0.015
+
+
+def test_any_rectangle(tmp_path: Path) -> None:
+    assert find_mask("0.5,0,1,1")(4, 6, Draws(0)).tolist() == [[0, 0, 0, 1, 1, 1]] * 4
+    mask = find_mask("0.25,0.1,0.75,0.4")(100, 64, Draws(0))
+    assert mask[10:40, 16:48].all()
+    assert mask.sum() == 30 * 32
+    assert find_mask("0,0,0.001,1")(8, 8, Draws(0)).sum() == 1  # never without any hole
+    for wrong in ("0.5,0,0.5,1", "0,0,1,2", "a,b,c,d"):
+        with pytest.raises(ValueError, match="mask must be LEFT,TOP,RIGHT,BOTTOM with"):
+            find_mask(wrong)
