@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,34 @@ def test_training_by_preset_takes_overrides(tmp_path, capsys):
     assert "channels: 32" in shown
     assert main(["train", "--preset", "no"]) == 2
     assert "--preset no: unknown; there are inpaint-imagenet-10-20" in capsys.readouterr().err
+
+
+def test_a_regression_from_training_to_scores(tmp_path):
+    photos = ["data.source=photos", "data.validation=3"]
+    small = [
+        f"run.dir={tmp_path / 'run'}",
+        "model.channels=32",
+        "model.channel_mults=[1,1]",
+        "model.res_blocks=1",
+        "model.head_channels=32",
+        "data.image_size=16",
+        "data.batch_size=4",
+        "train.steps=2",
+        "train.sample_every=2",
+    ]
+    preset = ["--preset", "colorize-regression"]
+    assert main(["train", *preset, "--set", *small, *photos]) == 0
+    output = tmp_path / "out"
+    arguments = ["evaluate", str(tmp_path / "run"), *preset, "--output", str(output)]
+    assert main([*arguments, "--samples-per-input", "2", "--set", *photos]) == 0
+    plan = json.loads((output / "evaluation.json").read_text())
+    assert plan["steps"] == 1
+    assert plan["task"] == "colorize"
+    found = json.loads((output / "scores.json").read_text())
+    assert found["paper"]["table"] == "T1"
+    # one answer, whatever the seed
+    assert found["scores"]["diversity_ms_ssim"]["value"] == 1
+    assert found["scores"]["diversity_lpips_random"]["value"] == 0
 
 
 def test_the_papers_figures():

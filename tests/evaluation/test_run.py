@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -17,6 +18,8 @@ import pytest
 from PIL import Image
 
 from palette.cli import main
+from palette.evaluation import layout
+from palette.files import write_png
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,6 +122,23 @@ def test_killed_and_called_again_gives_the_same_scores(run, straight, tmp_path):
     assert not list(output.rglob(".tmp-*"))
 
 
+@pytest.mark.parametrize("written", [0, 6, 30])
+def test_stopped_between_two_pictures(run, straight, tmp_path, monkeypatch, capsys, written):
+    def stop(path, image, record, number=itertools.count()):  # noqa: B008 - it counts the calls
+        if next(number) == written:
+            raise KeyboardInterrupt
+        write_png(path, image, record)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(layout, "write_png", stop)
+        assert main(_command(run, tmp_path)) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+    assert len(pictures(tmp_path)) == written
+    assert main(_command(run, tmp_path)) == 0
+    assert pictures(tmp_path) == pictures(straight)
+    assert results(tmp_path) == results(straight)
+
+
 def test_what_is_finished_is_left_alone(run, straight):
     before = {path: path.stat().st_mtime_ns for path in straight.rglob("*.png")}
     found = results(straight)
@@ -172,6 +192,31 @@ def test_the_folder_of_a_run_is_where_it_goes_by_itself(run, capsys):
     assert "Beside the paper" in page.read_text()
     assert trial.read_text().count("data:image/png") >= 2
     assert (page.parent / "samples" / "00000_0.png").exists()
+
+
+def test_pictures_that_are_missing_or_damaged_are_named(run, tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    data = ["--set", "data.source=folder", f"data.path={folder}", "data.validation=0"]
+    arguments = ["evaluate", str(run), "--output", str(tmp_path / "out"), *data]
+    assert main(arguments) == 2
+    assert "pictures: no image in this folder" in capsys.readouterr().err
+    for name in ("a", "b", "c"):
+        noise = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{name}.png")
+    whole = (folder / "b.png").read_bytes()
+    (folder / "b.png").write_bytes(whole[:200])
+    assert main([*arguments, "--batch-size", "1"]) == 1
+    message = capsys.readouterr().err
+    assert "b.png" in message
+    assert message.count("\n") == 1
+    (folder / "b.png").write_bytes(whole)
+    assert main([*arguments, "--batch-size", "1"]) == 0
+    assert list(json.loads((tmp_path / "out" / "names.json").read_text()).values()) == [
+        "a.png",
+        "b.png",
+        "c.png",
+    ]
 
 
 def _command(run: Path, output: Path) -> list[str]:
