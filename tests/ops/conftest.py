@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -40,11 +41,23 @@ def _repair_the_interpreter() -> None:
     InterpreterBuilder.create_dot = create_dot
 
 
+def _poison_the_heap() -> None:
+    """Fill what malloc gives with bytes 0x7f (3.4e38 as float32 and bfloat16, NaN as float16).
+
+    The compiled ops allocate results through torch's stable ABI, which knows no deterministic mode,
+    and scratch memory with new. glibc only; ``make asan`` has another heap.
+    """
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        perturb, complement = -6, 0x80
+        ctypes.CDLL(None).mallopt(perturb, complement)
+
+
 # Triton has wheels for Linux only.
 collect_ignore = [] if importlib.util.find_spec("triton") else ["test_triton.py"]
 _CASES = _load_cases()
 if _CASES.INTERPRETED:
     _repair_the_interpreter()
+_poison_the_heap()
 _LISTS = {
     "norm_case": _CASES.NORM_CASES,
     "attention_case": _CASES.ATTENTION_CASES,
@@ -86,7 +99,7 @@ def device(place: tuple[str, str]) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _poison() -> Iterator[None]:
-    """Fill all memory that is allocated uninitialised with NaN (integers with their largest)."""
+    """Fill all memory that torch allocates uninitialised with NaN (integers with their largest)."""
     before = torch.are_deterministic_algorithms_enabled()
     # torch.use_deterministic_algorithms imports inductor first: two seconds in every process
     torch._C._set_deterministic_algorithms(True, warn_only=True)

@@ -1,13 +1,15 @@
 """The compiled backends at every layer of the real networks, forward and backward, by float64.
 
 The kernel runs on the whole layer; what is compared are its first and last groups and two between,
-which hold every row and every seam, and every number must be finite: memory is poisoned. The soak
+which hold every row and every seam, and no number may be large: memory is poisoned. The soak
 compares every group, in every dtype and layout, at larger batches.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import os
 import sys
 
 import pytest
@@ -61,6 +63,18 @@ def drawn(shape: tuple[int, ...], start: int, centre: float = 0.0) -> Tensor:
     return centre + numbers.view(shape)
 
 
+def test_the_heap_is_poisoned() -> None:
+    """What a compiled op leaves unwritten is 3.4e38, not what happened to lie there."""
+    if sys.platform != "linux" or "libasan" in os.environ.get("LD_PRELOAD", ""):
+        return
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    for size in (4096, 2**24):  # the smallest ones keep the 0x80 that freeing left
+        place = libc.malloc(size)
+        assert set(ctypes.string_at(place, size)) == {0x7F}
+        libc.free(place)
+
+
 def check_norm(within, shape, dtype, layout, chosen, backend, device) -> None:
     n, c, *_ = shape
     x, grad = drawn(shape, 0, -0.3).to(dtype), drawn(shape, 4001).to(dtype)
@@ -75,8 +89,8 @@ def check_norm(within, shape, dtype, layout, chosen, backend, device) -> None:
     with ops.use(backend):
         y = ops.group_norm_silu(groups=GROUPS, **given)
         y.backward(CASES.LAYOUTS[layout](grad).to(device))
-    assert y.isfinite().all()
-    assert given["x"].grad.isfinite().all()
+    for written in (y, given["x"].grad):
+        assert written.detach().abs().max() < 1e3
 
     size = c // GROUPS
     members = torch.cat([torch.arange(g * size, (g + 1) * size) for g in chosen])
