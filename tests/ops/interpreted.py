@@ -145,7 +145,8 @@ def test_addresses_beyond_2_to_the_31(within) -> None:
 
 
 def test_opcheck_as_far_as_the_interpreter_goes(cases) -> None:
-    """Schemas tell what is changed, gradients are registered; the rest needs a GPU."""
+    """Schemas tell what is changed, gradients are registered; the rest is in test_composability.py,
+    on a GPU."""
     importlib.import_module("palette.kernels.attention")
     importlib.import_module("palette.kernels.reverse_step")
     utilities = ("test_schema", "test_autograd_registration")
@@ -161,9 +162,34 @@ def test_opcheck_as_far_as_the_interpreter_goes(cases) -> None:
     torch.library.opcheck(
         torch.ops.palette.attention_triton.default, (qkv, 2, "new"), test_utils=utilities
     )
+    out, lse = torch.ops.palette.attention_triton(qkv.detach(), 2, "new")
+    y, mean, rstd = torch.ops.palette.group_norm_silu_triton(x.detach(), *list(given.values())[1:])
+    norm_arguments = (torch.ones_like(y), x.detach(), mean, rstd, given["weight"], given["bias"], 4,
+                      given["scale"], given["shift"], True)  # fmt: skip
+    for name, arguments in (
+        ("noise_triton", (torch.tensor([1, -2]), torch.tensor(3), [3, 5], 0, 0)),
+        ("attention_backward_triton", (torch.ones_like(out), qkv.detach(), out, lse, 2, "new")),
+        ("group_norm_silu_backward_triton", norm_arguments),
+    ):
+        op = getattr(torch.ops.palette, name).default
+        torch.library.opcheck(op, arguments, test_utils=("test_schema",))
     step = cases.StepCase(draw="seeds", history=True, mask="fraction", slot="channels_last")
     torch.library.opcheck(
         torch.ops.palette.reverse_step_triton.default,
         tuple(step.arguments().values()),
         test_utils=("test_schema",),
     )
+
+
+def test_second_derivative_is_refused_in_one_line(cases) -> None:
+    x = cases.NormCase((2, 8, 3, 5), 4).arguments()["x"]
+    qkv = cases.AttentionCase((1, 24, 5), 2).arguments()["qkv"]
+    for op, call, leaf in (
+        ("group_norm_silu", lambda: ops.group_norm_silu(x, None, None, 4), x),
+        ("attention", lambda: ops.attention(qkv, 2, "new"), qkv),
+    ):
+        leaf.requires_grad_()
+        with ops.use("triton"):
+            (grad,) = torch.autograd.grad(call().sum(), leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match=f"^{op}: the compiled op has no second derivative"):
+            grad.square().sum().backward()
