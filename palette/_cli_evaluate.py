@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from palette._cli_arguments import positive
 
 if TYPE_CHECKING:
-    from palette.evaluation.run import Request
+    from palette.evaluation.plan import Request
     from palette.evaluation.scoring import Scoring
     from palette.training.distributed import World
 
@@ -173,6 +173,7 @@ def _dry_run(options: argparse.Namespace, request: Request) -> str:
 
 def _request(options: argparse.Namespace, weights: str) -> Request:
     from palette.evaluation import presets, run
+    from palette.evaluation.plan import Request
 
     preset = None if options.preset is None else presets.find_preset(options.preset)
     given = [] if preset is None else list(preset.evaluation)
@@ -181,7 +182,7 @@ def _request(options: argparse.Namespace, weights: str) -> Request:
     config, split = run.read_config(
         options.checkpoint, options.config, [*given, *options.overrides]
     )
-    return run.Request(
+    return Request(
         checkpoint=options.checkpoint or config.run.dir,
         config=config,
         split=split,

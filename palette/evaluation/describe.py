@@ -7,8 +7,8 @@ from pathlib import Path
 
 from palette import config as configs
 from palette.evaluation import paper
+from palette.evaluation.plan import Request
 from palette.evaluation.presets import PRESETS
-from palette.evaluation.run import Request
 from palette.metrics.pairing import list_both, list_files, pair
 
 

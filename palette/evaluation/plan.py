@@ -1,4 +1,4 @@
-"""What an evaluation draws: every choice that decides a pixel, and the mark that follows."""
+"""What is asked of an evaluation, and the plan that follows: all that decides a pixel."""
 
 from __future__ import annotations
 
@@ -16,6 +16,31 @@ from palette.pipeline import Pipeline
 
 FORMAT = 1
 _COPY_STRIDE = 1 << 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to evaluate and how to sample; None takes what the config says."""
+
+    checkpoint: str
+    config: Config
+    split: bool = True
+    """False takes all pictures of the data, also where the config holds some out."""
+    weights: str = "ema"
+    samples_per_input: int = 1
+    limit: int | None = None
+    """Evaluate the first so many inputs only."""
+    batch_size: int = 16
+    """Samples that the network evaluates at once."""
+    seed: int = 0
+    steps: int | None = None
+    solver: str | None = None
+    precision: str = "auto"
+    preset: str | None = None
+    table: str | None = None
+    """Of the paper's figures: a key of ``paper.TABLES``; None takes the nearest."""
+    command: tuple[str, ...] = ()
+    """What was typed, for the record."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,26 +128,24 @@ class Plan:
 
 
 def make_plan(
-    model: Pipeline,
-    dataset: TaskDataset,
-    config: Config,
-    *,
-    weights: str = "ema",
-    count: int | None = None,
-    samples_per_input: int = 1,
-    batch_size: int = 16,
-    seed: int = 0,
-    steps: int | None = None,
-    solver: str | None = None,
-    preset: str | None = None,
-    held_out: bool = False,
+    request: Request, model: Pipeline, dataset: TaskDataset, *, held_out: bool = False
 ) -> Plan:
-    """The plan of an evaluation; arguments as of :func:`palette.evaluation.run.evaluate`."""
-    record = model.record(seed, steps=steps, solver=solver)
-    images = min(len(dataset), count or len(dataset))
+    """What a request comes to.
+
+    Args:
+        request: what was asked for.
+        model: its checkpoint, open.
+        dataset: its data, in a fixed order.
+        held_out: whether these were held out of training.
+
+    Raises:
+        UnreadableImages: the first pictures cannot be read.
+    """
+    config = request.config
+    record = model.record(request.seed, steps=request.steps, solver=request.solver)
+    images = min(len(dataset), request.limit or len(dataset))
     names = json.dumps([dataset.source.name(number) for number in range(images)])
-    data, first = config.data, dataset[(0, 0)]
-    task = dataclasses.asdict(config.task)
+    data, task, first = config.data, dataclasses.asdict(config.task), dataset[(0, 0)]
     pictures = {
         INPUTS: first["condition"].shape[0] in (1, 3),
         TRUTH: True,
@@ -131,14 +154,14 @@ def make_plan(
     return Plan(
         checkpoint=model.name,
         digest=model.digest,
-        weights=weights,
+        weights=request.weights,
         solver=record["solver"],
         steps=record["steps"],
         eta=config.sample.eta,
-        grid=config.sample.grid if steps in (None, config.sample.steps) else "log_snr",
-        seed=seed,
-        samples_per_input=samples_per_input,
-        batch_size=batch_size,
+        grid=config.sample.grid if record["steps"] == config.sample.steps else "log_snr",
+        seed=request.seed,
+        samples_per_input=request.samples_per_input,
+        batch_size=request.batch_size,
         precision=str(model.dtype).removeprefix("torch."),
         task=config.task.name,
         task_options={key: value for key, value in task.items() if key != "name"},
@@ -154,5 +177,5 @@ def make_plan(
         images=images,
         image_size=image_size(config),
         pictures=tuple(folder for folder, there in pictures.items() if there),
-        preset=preset,
+        preset=request.preset,
     )

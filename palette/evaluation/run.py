@@ -26,7 +26,7 @@ from palette.evaluation.layout import (
     Layout,
     write_json,
 )
-from palette.evaluation.plan import Plan, make_plan
+from palette.evaluation.plan import Plan, Request, make_plan
 from palette.evaluation.progress import Bars
 from palette.evaluation.protocol import beside_the_paper
 from palette.evaluation.scoring import Scoring, score, write_scores
@@ -34,31 +34,6 @@ from palette.metrics.pairing import list_both
 from palette.metrics.scores import Scores
 from palette.pipeline import load
 from palette.training.distributed import World
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What to evaluate and how to sample; None takes what the config says."""
-
-    checkpoint: str
-    config: Config
-    split: bool = True
-    """False takes all pictures of the data, also where the config holds some out."""
-    weights: str = "ema"
-    samples_per_input: int = 1
-    limit: int | None = None
-    """Evaluate the first so many inputs only."""
-    batch_size: int = 16
-    """Samples that the network evaluates at once."""
-    seed: int = 0
-    steps: int | None = None
-    solver: str | None = None
-    precision: str = "auto"
-    preset: str | None = None
-    table: str | None = None
-    """Of the paper's figures: a key of ``paper.TABLES``; None takes the nearest."""
-    command: tuple[str, ...] = ()
-    """What was typed, for the record."""
 
 
 def read_config(
@@ -103,50 +78,35 @@ def evaluate(request: Request, root: Path, scoring: Scoring, world: World) -> Sc
         CheckpointError: the weights are missing or damaged.
         UnreadableImages: an input cannot be read.
     """
-    config = request.config
     model = load(
         request.checkpoint,
-        config,
+        request.config,
         weights=request.weights,
         device=world.device,
         precision=request.precision,
     )
-    dataset, held_out = _data(config, request.split)
-    plan = make_plan(
-        model,
-        dataset,
-        config,
-        weights=request.weights,
-        count=request.limit,
-        samples_per_input=request.samples_per_input,
-        batch_size=request.batch_size,
-        seed=request.seed,
-        steps=request.steps,
-        solver=request.solver,
-        preset=request.preset,
-        held_out=held_out,
-    )
+    dataset, held_out = _data(request.config, request.split)
+    plan = make_plan(request, model, dataset, held_out=held_out)
+    if scoring.reference is not None:
+        cache, size = scoring.cache or root / REFERENCE, scoring.size or plan.image_size
+        scoring = dataclasses.replace(scoring, cache=cache, size=size)
     facts = {"scoring": scoring.as_json(), "command": list(request.command)}
     layout = _begin(plan, dataset, root, facts, world)
     bars = Bars(active=world.is_first)
     draw(model, dataset, plan, layout, world, bars)
     world.wait()
     names = {layout.name(i): dataset.source.name(i) for i in range(plan.images)}
-    if scoring.reference is not None:
-        cache, size = scoring.cache or root / REFERENCE, scoring.size or plan.image_size
-        scoring = dataclasses.replace(scoring, cache=cache, size=size)
     masks = root / MASKS if MASKS in plan.pictures else None
     scores = score(root / SAMPLES, root / TRUTH, masks, names, scoring, world, bars)
     bars.close()
-    table = (
-        paper.TABLES[request.table]
-        if request.table
-        else paper.nearest(plan.task, plan.task_options)
-    )
-    if world.is_first:
-        write_scores(root, scores, beside_the_paper(table, plan, config, scoring))
+
+    def write() -> None:
+        nearest = paper.nearest(plan.task, plan.task_options)
+        table = paper.TABLES[request.table] if request.table else nearest
+        write_scores(root, scores, beside_the_paper(table, plan, request.config, scoring))
         page.write(root)
-    world.wait()
+
+    world.first_does(write)
     return scores
 
 
@@ -181,10 +141,12 @@ def score_existing(
     copied = None if masks is None else root / MASKS
     scores = score(root / SAMPLES, root / TRUTH, copied, names, scoring, world, bars)
     bars.close()
-    if world.is_first:
+
+    def write() -> None:
         write_scores(root, scores, None)
         page.write(root)
-    world.wait()
+
+    world.first_does(write)
     return scores
 
 
