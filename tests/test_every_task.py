@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import palette
 from palette.build import build_datasets, build_network
 from palette.cli import main
 from palette.config import Config
 from palette.data.dataset import Batch, collate
+from palette.data.order import Draws
+from palette.data.photos import Photos
 from palette.diffusion import objective
 from palette.pipeline import Pipeline
 
@@ -176,7 +178,10 @@ def classes(tmp_path_factory) -> Path:
 
 
 def test_generate(train, tmp_path):
-    run = train("task.name=generate")
+    run = train("task.name=generate", "train.sample_every=100", "data.validation=16")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1].keys() >= {"validation_loss"}
+    assert "validation_mae" not in lines[-1]
     out = sampled(run, tmp_path / "out", "--size", "20", "27")
     assert out.size == (27, 20)
     model = palette.load(run)
@@ -201,6 +206,10 @@ def test_generate_of_a_class(train, classes, tmp_path):
         mean = np.asarray(sampled(run, tmp_path / str(label), *arguments)).mean((0, 1))
         assert mean[high] > mean[low] + 100
     assert sampled(run, tmp_path / "any").size == (16, 16)
+    torch.manual_seed(0)
+    model = palette.load(run)
+    began = build_network(model.config).label_emb.weight
+    assert (model.network.label_emb.weight != began).any(dim=1).all()  # "no label" was trained too
     with pytest.raises(ValueError, match="found 2; the model has classes 0 to 1"):
         palette.load(run).generate(label=2)
 
@@ -217,7 +226,8 @@ def test_upscale(train, photo, tmp_path, factor):
 
 
 def test_a_cascade(train, tmp_path):
-    first, second = train("task.name=generate"), train("task.name=upscale", "task.factor=2")
+    first = train("task.name=generate", "train.sample_every=100", "data.validation=16")
+    second = train("task.name=upscale", "task.factor=2")
     out = sampled(first, tmp_path, "--then", str(second), str(second), "--augmentation", "0.1")
     assert out.size == (64, 64)
     with Image.open(tmp_path / "000000.png") as picture:
@@ -227,7 +237,7 @@ def test_a_cascade(train, tmp_path):
 
 def test_mixture(train, photo, tmp_path):
     parts = "task.tasks=[colorize, inpaint, upscale]"
-    run = train("task.name=mixture", parts, "task.factor=2", "train.steps=160")
+    run = train("task.name=mixture", parts, "task.factor=2", "train.steps=130")
     for task, size in (("colorize", (WIDTH, HEIGHT)), ("upscale", (2 * WIDTH, 2 * HEIGHT))):
         arguments = ("--input", str(photo), "--task", task)
         assert sampled(run, tmp_path / task, *arguments).size == size
@@ -235,6 +245,45 @@ def test_mixture(train, photo, tmp_path):
     filled = palette.load(run).inpaint(photo, "left")
     known = (slice(None), slice(WIDTH // 2, None))
     assert (np.asarray(filled)[known] == np.asarray(Image.open(photo))[known]).all()
+
+
+def test_paired(train, photo, tmp_path):
+    source = Photos(image_size=(24, 24), samples=24)
+    for index in range(len(source)):
+        picture = source.load(index, Draws(index))
+        for folder, pixels in (("color", picture), ("gray", ImageOps.invert(picture))):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            pixels.save(tmp_path / folder / f"{index}.png")
+    run = train("task.name=paired", "data.source=pairs", f"data.path={tmp_path}")
+    out = sampled(run, tmp_path / "out", "--input", str(photo))
+    assert out.size == (WIDTH, HEIGHT)
+    check_learning(run)
+    negative = 255 - np.asarray(Image.open(photo), float)
+    assert np.abs(np.asarray(out) - negative).mean() < 60
+
+
+def test_bad_data_is_one_line(classes, photo, tmp_path, capsys):
+    (tmp_path / "none" / "empty").mkdir(parents=True)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "none" / "full").mkdir()
+    for folder in ("a", "none/full"):
+        Image.new("L", (9, 9)).save(tmp_path / folder / "x.png")
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    pairs = ["task.name=paired", "data.source=pairs", f"data.path={tmp_path / 'a'}"]
+    generate = ["task.name=generate", "data.source=classes"]
+    for options, words in (
+        ([*generate, f"data.path={tmp_path / 'none'}", "model.num_classes=2"], "empty: no image"),
+        ([*generate, f"data.path={classes}"], "has 2 classes, but model.num_classes is None"),
+        (["task.name=generate", "model.num_classes=2"], "num_classes=2 needs labels"),
+        ([*pairs, f"data.conditions={tmp_path / 'b'}"], "b: no x.png in it; pairs need both"),
+        (["task.mask=0,0,2,1"], "mask must be LEFT,TOP,RIGHT,BOTTOM"),
+    ):
+        sets = ["--set", *options, f"run.dir={tmp_path / 'run'}"]
+        assert main(["train", "-c", str(tmp_path / "tiny.yaml"), *sets]) == 2
+        message = capsys.readouterr().err
+        assert words in message
+        assert message.count("\n") == 1
 
 
 def test_a_wish_that_makes_no_sense_is_one_line(train, photo, tmp_path, capsys):
@@ -246,6 +295,7 @@ def test_a_wish_that_makes_no_sense_is_one_line(train, photo, tmp_path, capsys):
         (["--factor", "2"], "--factor: says nothing to the task colorize"),
         (["--label", "1"], "label: found 1; the model has no classes"),
         (["--then", str(run)], "trained to colorize, not to upscale"),
+        (["--size", "9", "9"], "--size: says nothing to the task colorize"),
     ):
         assert main([*arguments, *wish]) == 2
         message = capsys.readouterr().err

@@ -257,11 +257,14 @@ class Trainer:
         record = {
             "step": self.step,
             "validation_loss": scores.loss,
-            "validation_mae": scores.mae,
             "samples": self.samples,
             "seconds": self.seconds,
         }
-        log.metrics(record, f"validation loss {scores.loss:.4f}, error {scores.mae:.1f} of 255")
+        said = f"validation loss {scores.loss:.4f}"
+        if scores.mae is not None:
+            record["validation_mae"] = scores.mae
+            said += f", error {scores.mae:.1f} of 255"
+        log.metrics(record, said)
         if self.world.is_first and scores.columns:
             log.picture(self.step, grid(scores.columns))
             if self.on_samples is not None:

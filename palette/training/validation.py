@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from palette.build import build_levels
+from palette.build import build_levels, condition_channels
 from palette.config import Config
 from palette.data.dataset import Batch, Batches, TaskDataset
 from palette.data.loader import Loader
@@ -24,10 +24,12 @@ class Scores(NamedTuple):
 
     loss: float
     """Mean training loss over all validation samples, at fixed noise levels."""
-    mae: float
-    """Mean absolute error of samples in the hole (without a mask: everywhere), of 255 levels."""
+    mae: float | None
+    """Mean absolute error of samples in the hole (without a mask: everywhere), of 255 levels.
+    None where pictures are made from nothing: there is no truth to compare them with."""
     columns: dict[str, Tensor]
-    """This process's share of ``input``, ``sample`` and ``truth``, each [N, C, H, W]."""
+    """This process's share of ``input``, ``sample`` and ``truth``, each [N, C, H, W], as far as
+    the task has them."""
 
 
 class Validation:
@@ -79,7 +81,8 @@ class Validation:
         ).tolist()
         if stopped:
             return None
-        return Scores(loss / max(count, 1), error_sum / max(pixels, 1), columns)
+        mae = error_sum / max(pixels, 1) if condition_channels(self.config) else None
+        return Scores(loss / max(count, 1), mae, columns)
 
     def _batches(self, count: int, interrupts: Interrupts) -> Iterator[Batch]:
         """The first ``count`` samples, this process's share of them, in batches."""
@@ -137,6 +140,8 @@ class Validation:
 
 
 def _columns(batch: Batch, drawn: Tensor) -> dict[str, Tensor]:
+    if not batch["condition"].shape[1]:
+        return {"sample": drawn.cpu()}
     found = {"sample": drawn.cpu(), "truth": batch["target"].cpu()}
     if batch["condition"].shape == drawn.shape:
         found = {"input": batch["condition"].cpu(), **found}
