@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 import torch
@@ -119,8 +119,14 @@ class Engine:
     def sampler(
         self, steps: int | None = None, solver: str | None = None, eta: float | None = None
     ) -> Sampler:
-        """The step engine behind the methods, for a batch of any task; arguments as ``inpaint``."""
-        return self._sampler(self._request(steps=steps, solver=solver, eta=eta))
+        """The step engine behind the methods, for a batch of any task; arguments as ``inpaint``.
+
+        That of a model with classes guides as its config says.
+        """
+        request = self._request(steps=steps, solver=solver, eta=eta)
+        if self.config.model.num_classes is not None:
+            request = replace(request, guidance=self.config.sample.guidance)
+        return self._sampler(request)
 
     def complete(self, known: Tensor, mask: Tensor, seeds: Tensor, **options: Any) -> Tensor:
         """Fill the hole of a batch at the network's size.

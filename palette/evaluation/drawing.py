@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from palette.build import tells_level
 from palette.data import images
 from palette.data.dataset import Batch, TaskDataset, UnreadableImages, collate
 from palette.diffusion.sampler import Sampler
@@ -45,7 +46,7 @@ def draw(
     for group in mine:
         if not _is_finished(plan, layout, group):
             batch = _load(dataset, group)
-            samples = _sample(sampler, plan, batch, group, model.device)
+            samples = _sample(model, sampler, plan, batch, group)
             _write(plan, layout, batch, samples, group)
             drawn += len(samples)
         done += len(group) * plan.samples_per_input
@@ -72,15 +73,17 @@ def _load(dataset: TaskDataset, group: range) -> Batch:
     return batch
 
 
-def _sample(
-    sampler: Sampler, plan: Plan, batch: Batch, group: range, device: torch.device
-) -> Tensor:
+def _sample(model: Pipeline, sampler: Sampler, plan: Plan, batch: Batch, group: range) -> Tensor:
     """Samples [N * samples_per_input, C, H, W] on the CPU, those of an input side by side."""
     copies = plan.samples_per_input
 
-    def repeated(name: str) -> Tensor | None:
+    def repeated(name: str, default: float | None = None) -> Tensor | None:
         value = batch.get(name)
-        return None if value is None else value.to(device).repeat_interleave(copies, dim=0)
+        if value is None:
+            if default is None:
+                return None
+            value = torch.full((len(group),), default)
+        return value.to(model.device).repeat_interleave(copies, dim=0)
 
     condition, target, mask = (repeated(name) for name in ("condition", "target", "mask"))
     assert condition is not None
@@ -91,7 +94,8 @@ def _sample(
         channels=target.shape[1],
         known=None if mask is None else target,
         mask=mask,
-        label=repeated("label"),
+        label=repeated("label", model.config.model.num_classes),  # without one: none in particular
+        level=repeated("level", 1.0 if tells_level(model.config) else None),
         batch_size=plan.batch_size,
     ).cpu()
 

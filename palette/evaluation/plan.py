@@ -57,6 +57,8 @@ class Plan:
     steps: int
     """Network evaluations per sample."""
     eta: float
+    guidance: float
+    """Weight of the label, of a model with classes."""
     grid: str
     """Noise levels: "log_snr" or "published"."""
     seed: int
@@ -73,6 +75,8 @@ class Plan:
     """Number of inputs."""
     image_size: tuple[int, int]
     """Height and width [pixels]."""
+    paired: bool = True
+    """Whether a sample has something to do with its truth; what is made from nothing has not."""
     pictures: tuple[str, ...] = (INPUTS, TRUTH)
     """Folders that have a picture of every input."""
     preset: str | None = None
@@ -158,6 +162,7 @@ def make_plan(
         solver=record["solver"],
         steps=record["steps"],
         eta=config.sample.eta,
+        guidance=config.sample.guidance,
         grid=config.sample.grid if record["steps"] == config.sample.steps else "log_snr",
         seed=request.seed,
         samples_per_input=request.samples_per_input,
@@ -176,6 +181,7 @@ def make_plan(
         },
         images=images,
         image_size=image_size(config),
+        paired=len(first["condition"]) > 0,
         pictures=tuple(folder for folder, there in pictures.items() if there),
         preset=request.preset,
     )

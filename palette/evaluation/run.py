@@ -80,7 +80,7 @@ def evaluate(request: Request, root: Path, scoring: Scoring, world: World) -> Sc
     """
     model = load(
         request.checkpoint,
-        request.config,
+        _of_model(request),
         weights=request.weights,
         device=world.device,
         precision=request.precision,
@@ -97,7 +97,9 @@ def evaluate(request: Request, root: Path, scoring: Scoring, world: World) -> Sc
     world.wait()
     names = {layout.name(i): dataset.source.name(i) for i in range(plan.images)}
     masks = root / MASKS if MASKS in plan.pictures else None
-    scores = score(root / SAMPLES, root / TRUTH, masks, names, scoring, world, bars)
+    scores = score(
+        root / SAMPLES, root / TRUTH, masks, names, scoring, world, bars, paired=plan.paired
+    )
     bars.close()
 
     def write() -> None:
@@ -148,6 +150,14 @@ def score_existing(
 
     world.first_does(write)
     return scores
+
+
+def _of_model(request: Request) -> Config:
+    """The config that the network is built by: a model of several tasks stays one of several."""
+    if upstream.is_published(upstream.find_published(request.checkpoint, request.weights)):
+        return request.config
+    saved = configs.from_yaml(checkpoints.load(request.checkpoint, ()).config)
+    return dataclasses.replace(request.config, task=saved.task)
 
 
 def _data(config: Config, split: bool) -> tuple[TaskDataset, bool]:
