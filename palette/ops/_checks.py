@@ -41,7 +41,8 @@ def described(value: object) -> str:
 
 def writable(op: str, name: str, value: Tensor) -> None:
     """Raise ValueError where several elements of ``value`` share one place in memory."""
-    if any(n > 1 and step == 0 for n, step in zip(value.shape, value.stride(), strict=True)):
+    strides = value.stride()
+    if 0 in strides and any(n > 1 and s == 0 for n, s in zip(value.shape, strides, strict=True)):
         raise ValueError(
             f"{op}: {name} is an expanded tensor, wanted one with a place for every element"
         )
