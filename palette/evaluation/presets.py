@@ -1,25 +1,32 @@
 """The paper's experiments by name: how each model is trained, and how it is scored.
 
-A preset is two lists of config overrides. ``palette train --preset NAME`` trains the model of a
-row, ``palette evaluate CHECKPOINT --preset NAME`` scores it by the protocol of the table. The lists
-of pictures are yours to bring (``--set data.path=...``); they are looked for under the names below.
+A preset is a row of a table: which model it takes and how that is scored, as config overrides.
+``palette train --preset NAME`` trains the model, which several rows may share; ``palette evaluate
+runs/MODEL --preset NAME`` scores it. The lists of pictures are yours to bring (``--set
+data.path=...``); they are looked for under the names below.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from palette.evaluation.paper import BOTH, CTEST10K, FIRST5K, HOLE_WORDS, PLACES10K, TABLES, Table
+from palette.evaluation.paper import (
+    BLOCKS,
+    BOTH,
+    CTEST10K,
+    FIRST5K,
+    GLOBAL,
+    MASKS,
+    ONE,
+    PLACES10K,
+    TABLES,
+    Table,
+)
 
 LIST_FILES = {
     CTEST10K: "lists/imagenet_ctest10k.txt",
     FIRST5K: "lists/imagenet_val5k.txt",
     PLACES10K: "lists/places2_places10k.txt",
-}
-TRAIN_FILES = {
-    CTEST10K: "lists/imagenet_train.txt",
-    FIRST5K: "lists/imagenet_train.txt",
-    PLACES10K: "lists/imagenet_places2_train.txt",
 }
 
 # Section 4 and appendix A: the 552M-parameter network of ADM without classes, and its training.
@@ -32,6 +39,7 @@ _NETWORK = (
 )
 _TRAINING = (
     "data.source=list",
+    "data.path=lists/imagenet_train.txt",
     "data.image_size=256",
     "data.validation=0",
     "data.batch_size=1024",
@@ -50,6 +58,31 @@ _SAMPLING = (
     "sample.end=0.09",
 )
 _REGRESSION = ("model.prediction=regression", "sample.steps=1")
+_PAPER_MASK = "task.mask=paper"
+_HOLES = ("task.name=inpaint", _PAPER_MASK)
+_BOTH_LISTS = "data.path=lists/imagenet_places2_train.txt"
+_BLOCKS = ("model.attention_resolutions=[]", "model.res_blocks=3")
+
+_COLORIZE = ("task.name=colorize",)
+_CENTER = ("task.name=inpaint", "task.mask=center")
+_RIGHT = ("task.name=uncrop", "task.mask=right")
+
+# Name of each model, which is trained into runs/NAME, to what distinguishes it.
+MODELS: dict[str, tuple[str, ...]] = {
+    "colorize": ("task.name=colorize",),
+    "colorize-l1": ("task.name=colorize", "train.loss=l1"),
+    "colorize-regression": ("task.name=colorize", *_REGRESSION),
+    "inpaint-imagenet": _HOLES,
+    "inpaint-places": (*_HOLES, _BOTH_LISTS),
+    "inpaint-l1": (*_HOLES, "train.loss=l1"),
+    "inpaint-attention": (*_HOLES, *_ABLATED),
+    "inpaint-blocks": (*_HOLES, *_ABLATED, *_BLOCKS),
+    "uncrop-imagenet": ("task.name=uncrop", "task.mask=uncrop"),
+    "uncrop-places": ("task.name=uncrop", "task.mask=uncrop", _BOTH_LISTS),
+    "jpeg": ("task.name=restore_jpeg",),
+    "jpeg-regression": ("task.name=restore_jpeg", *_REGRESSION),
+    "generalist": ("task.name=mixture", "task.tasks=[restore_jpeg,inpaint,colorize]", _PAPER_MASK),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,16 +90,14 @@ class Preset:
     """One row of one table."""
 
     name: str
+    model: str
+    """Key of :data:`MODELS`."""
     table: str
     """Key of ``paper.TABLES``."""
     method: str
     """Row of that table."""
-    task: tuple[str, ...]
-    """Overrides that say what is done, in training and scoring."""
-    scored: tuple[str, ...] = ()
-    """Overrides of scoring alone, after those of the task."""
-    trained: tuple[str, ...] = ()
-    """Overrides of training alone, after those of the task."""
+    scored: tuple[str, ...]
+    """Config overrides that say what the model is asked to do."""
 
     @property
     def figures(self) -> Table:
@@ -76,14 +107,7 @@ class Preset:
     @property
     def training(self) -> tuple[str, ...]:
         """Config overrides that train the model of this row."""
-        return (
-            f"run.dir=runs/{self.name}",
-            *_NETWORK,
-            *_TRAINING,
-            f"data.path={TRAIN_FILES[self.figures.data]}",
-            *self.task,
-            *self.trained,
-        )
+        return (f"run.dir=runs/{self.model}", *_NETWORK, *_TRAINING, *MODELS[self.model])
 
     @property
     def evaluation(self) -> tuple[str, ...]:
@@ -94,8 +118,7 @@ class Preset:
             f"data.limit={self.figures.images}",
             "data.fit=center",
             "data.validation=0",
-            *(() if self.trained == _REGRESSION else _SAMPLING),
-            *self.task,
+            *(() if self.method == "Regression" else _SAMPLING),
             *self.scored,
         )
 
@@ -107,121 +130,67 @@ def find_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def _method(table: str, start: str = "Palette") -> str:
-    return next(row.method for row in TABLES[table].rows if row.method.startswith(start))
-
-
 def _inpainting() -> list[Preset]:
+    """T2 and T9."""
     found = []
-    for data, prefix in (("imagenet", "inpaint"), ("places", "inpaint-places")):
-        for hole in HOLE_WORDS:
-            mask = "center" if hole == "center" else f"free_form_{hole.replace('-', '_')}"
-            table = f"{prefix}-{hole}"
-            trained, scored = ("task.mask=paper",), (f"task.mask={mask}",)
-            found.append(
-                Preset(
-                    f"inpaint-{data}-{hole}",
-                    table,
-                    _method(table, "Palette" if data == "imagenet" else BOTH),
-                    ("task.name=inpaint",),
-                    scored,
-                    trained,
-                )
-            )
+    for model, prefix, method in (
+        ("inpaint-imagenet", "inpaint", ONE),
+        ("inpaint-places", "inpaint-places", BOTH),
+    ):
+        for mask, table in MASKS.items():
+            hole = table.removeprefix("inpaint-")
+            scored = ("task.name=inpaint", f"task.mask={mask}")
+            found.append(Preset(f"{model}-{hole}", model, f"{prefix}-{hole}", method, scored))
     return found
-
-
-def _uncropping() -> list[Preset]:
-    return [
-        Preset(
-            name,
-            table,
-            "Palette",
-            ("task.name=uncrop",),
-            ("task.mask=right",),
-            ("task.mask=uncrop",),
-        )
-        for name, table in (("uncrop-imagenet", "uncrop"), ("uncrop-places", "uncrop-places"))
-    ]
-
-
-def _colorization() -> list[Preset]:
-    task = ("task.name=colorize",)
-    return [
-        Preset("colorize-5k", "colorize", "Palette", task),
-        Preset("colorize-10k", "colorize-10k", "Palette (L2)", task),
-        Preset("colorize-regression", "colorize", "Regression", task, (), _REGRESSION),
-    ]
 
 
 def _jpeg() -> list[Preset]:
+    """T4."""
     found = []
     for quality in (5, 10, 20):
-        table = f"restore_jpeg-{quality}"
-        scored = (f"task.quality={quality}",)
-        task = ("task.name=restore_jpeg",)
-        found += [
-            Preset(f"jpeg-{quality}", table, "Palette", task, scored),
-            Preset(f"jpeg-{quality}-regression", table, "Regression", task, scored, _REGRESSION),
-        ]
-    return found
-
-
-def _attention() -> list[Preset]:
-    """T5. The local attention and the dilated convolutions of the paper are not among these."""
-    task, scored = ("task.name=inpaint",), ("task.mask=center",)
-    start = "more residual blocks"
-    more = (*_ABLATED, "task.mask=paper", "model.attention_resolutions=[]", "model.res_blocks=3")
-    plain = (*_ABLATED, "task.mask=paper")
-    return [
-        Preset("attention-global", "attention", _method("attention"), task, scored, plain),
-        Preset("attention-blocks", "attention", _method("attention", start), task, scored, more),
-    ]
-
-
-def _losses() -> list[Preset]:
-    found = []
-    for name, extra in (("inpaint", ("task.mask=paper",)), ("colorize", ())):
-        scored = ("task.mask=center",) if name == "inpaint" else ()
-        for loss in ("l1", "l2"):
-            trained = (*extra, f"train.loss={loss}")
-            method = f"Palette ({loss.upper()})"
-            task = (f"task.name={name}",)
-            found.append(Preset(f"{name}-{loss}", f"loss-{name}", method, task, scored, trained))
+        scored = ("task.name=restore_jpeg", f"task.quality={quality}")
+        for model, method in (("jpeg", "Palette"), ("jpeg-regression", "Regression")):
+            name = model.replace("jpeg", f"jpeg-{quality}")
+            found.append(Preset(name, model, f"restore_jpeg-{quality}", method, scored))
     return found
 
 
 def _multitask() -> list[Preset]:
-    """T7: one model of three tasks against one of each; the specialists are trained as T1 to T4."""
+    """T7: one model of three tasks against one of each."""
     settings = {
-        "inpaint": ("task.name=inpaint", "task.mask=center"),
-        "colorize": ("task.name=colorize",),
-        "restore_jpeg": ("task.name=restore_jpeg", "task.quality=5"),
+        "inpaint": ("inpaint-imagenet", _CENTER),
+        "colorize": ("colorize", _COLORIZE),
+        "jpeg": ("jpeg", ("task.name=restore_jpeg", "task.quality=5")),
     }
     found = []
-    for task, scored in settings.items():
-        table = f"multitask-{task}"
-        for who, words, extra in (
-            ("generalist", "three tasks", ("task.name=mixture",)),
-            ("specialist", "this task", (f"task.name={task}",)),
+    for task, (specialist, scored) in settings.items():
+        table = "multitask-restore_jpeg" if task == "jpeg" else f"multitask-{task}"
+        for kind, model, words in (
+            ("generalist", "generalist", "three tasks"),
+            ("specialist", specialist, "this task"),
         ):
-            mask = ("task.mask=paper",) if (task, who) == ("inpaint", "specialist") else ()
             method = f"Palette, trained on {words}"
-            name = f"multitask-{task.removeprefix('restore_')}-{who}"
-            found.append(Preset(name, table, method, (), scored, (*extra, *mask)))
+            found.append(Preset(f"multitask-{task}-{kind}", model, table, method, scored))
     return found
 
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
+        Preset("colorize-5k", "colorize", "colorize", "Palette", _COLORIZE),
+        Preset("colorize-10k", "colorize", "colorize-10k", "Palette (L2)", _COLORIZE),
+        Preset("colorize-regression", "colorize-regression", "colorize", "Regression", _COLORIZE),
         *_inpainting(),
-        *_uncropping(),
-        *_colorization(),
+        Preset("uncrop-imagenet", "uncrop-imagenet", "uncrop", "Palette", _RIGHT),
+        Preset("uncrop-places", "uncrop-places", "uncrop-places", "Palette", _RIGHT),
         *_jpeg(),
-        *_attention(),
-        *_losses(),
+        Preset("attention-global", "inpaint-attention", "attention", GLOBAL, _CENTER),
+        Preset("attention-blocks", "inpaint-blocks", "attention", BLOCKS, _CENTER),
+        Preset("inpaint-l1", "inpaint-l1", "loss-inpaint", "Palette (L1)", _CENTER),
+        Preset("inpaint-l2", "inpaint-imagenet", "loss-inpaint", "Palette (L2)", _CENTER),
+        Preset("colorize-l1", "colorize-l1", "loss-colorize", "Palette (L1)", _COLORIZE),
+        Preset("colorize-l2", "colorize", "loss-colorize", "Palette (L2)", _COLORIZE),
         *_multitask(),
     )
 }
-"""Every preset by its name."""
+"""Every preset by its name. T5 has two more rows, whose layers our networks do not have."""

@@ -115,8 +115,8 @@ def _setting(plan: Plan, table: paper.Table) -> str:
         return table.setting
     known = {"right": "right half"}
     known |= {mask: paper.TABLES[key].setting for mask, key in paper.MASKS.items()}
-    if plan.image_size == (SIDE, SIDE):
-        known["center"] = paper.HOLE_WORDS["center"]
+    if plan.image_size != (SIDE, SIDE):
+        del known["center"]
     mask = plan.task_options["mask"]
     words = known.get(mask, f"mask {mask}")
     return table.setting if words in table.setting or table.number in ("T5", "T6") else words

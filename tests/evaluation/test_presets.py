@@ -29,7 +29,7 @@ def test_every_preset_resolves_or_says_what_is_missing(name, capsys):
         assert f"* {preset.method}: " in shown.out
         trained = configs.from_sections({}, overrides=preset.training)
         assert trained.data.image_size == 256
-        assert trained.run.dir == f"runs/{name}"
+        assert trained.run.dir == f"runs/{preset.model}"
     else:
         assert code == 2
         assert shown.err.count("\n") == 1
@@ -77,7 +77,7 @@ def test_training_by_preset_takes_overrides(tmp_path, capsys):
     assert "steps: 1000000" in shown
     assert "channels: 32" in shown
     assert main(["train", "--preset", "no"]) == 2
-    assert "--preset no: unknown; there are inpaint-imagenet-10-20" in capsys.readouterr().err
+    assert "--preset no: unknown; there are colorize-5k, " in capsys.readouterr().err
 
 
 def test_a_regression_from_training_to_scores(tmp_path):
