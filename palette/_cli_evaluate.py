@@ -31,13 +31,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command.add_argument(
         "--output", metavar="DIR", help="default: evaluation/ in the run directory"
     )
-    command.add_argument(
-        "--human", action="store_true", help="write a two-choice trial for people beside the page"
-    )
     command.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
     _add_sampling(command.add_argument_group("sampling"))
     _add_folders(command.add_argument_group("pictures that are there already"))
     _add_scoring(command.add_argument_group("scoring; nothing is ever downloaded"))
+    _add_human(command.add_argument_group("a two-choice trial for people"))
     command.set_defaults(run=_evaluate)
 
 
@@ -85,6 +83,20 @@ def _add_scoring(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--labels", help="for CA: file of '<name> <class>' lines, or folders")
 
 
+def _add_human(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--human", action="store_true", help="write human.html beside the page")
+    group.add_argument(
+        "--human-seconds",
+        type=float,
+        default=3.0,
+        metavar="S",
+        help="how long each pair is seen (default: 3; the paper: 3 and 5)",
+    )
+    group.add_argument(
+        "--human-seed", type=int, default=0, metavar="N", help="another order for another rater"
+    )
+
+
 def _evaluate(options: argparse.Namespace) -> int:
     _check(options)
     try:
@@ -109,7 +121,7 @@ def _score_model(options: argparse.Namespace) -> int:
             output = _output(options, request)
             found[request.weights] = evaluate(request, output, scoring, processes)
             if processes.is_first:
-                print(f"{found[request.weights].table()}\n{_pages(output, options.human)}\n")
+                print(f"{found[request.weights].table()}\n{_pages(output, options)}\n")
         if processes.is_first and len(found) > 1:
             print(side_by_side(found), end="")
     return 0
@@ -139,12 +151,16 @@ def _score_folders(options: argparse.Namespace) -> int:
         if processes.is_first:
             print(scores.table(), end="")
             if output is not None:
-                print(f"\n{_pages(output, options.human)}")
+                print(f"\n{_pages(output, options)}")
     return 0
 
 
 def _check(options: argparse.Namespace) -> None:
     """Raise ValueError for arguments that do not go together."""
+    if options.human:
+        from palette.evaluation import human
+
+        human.check(options.human_seed, options.human_seconds)
     if (options.samples is None) != (options.truth is None):
         raise ValueError("--samples and --truth: both are wanted, or a checkpoint")
     if options.samples is None:
@@ -200,12 +216,15 @@ def _request(options: argparse.Namespace, weights: str) -> Request:
     )
 
 
-def _pages(output: Path, for_people: bool) -> str:
+def _pages(output: Path, options: argparse.Namespace) -> str:
     """What to look at in the folder of an evaluation."""
-    from palette.evaluation import human
+    pages = [output / "index.html"]
+    if options.human:
+        from palette.evaluation import human
 
-    pages = [str(output / "index.html")]
-    return "\n".join([*pages, str(human.write(output))] if for_people else pages)
+        seed, seconds = options.human_seed, options.human_seconds
+        pages.append(human.write(output, seed=seed, seconds=seconds))
+    return "\n".join(map(str, pages))
 
 
 def _output(options: argparse.Namespace, request: Request) -> Path:

@@ -56,12 +56,9 @@ def write(folder: Path, *, seed: int = 0, seconds: float = 3.0, trials: int = 50
         ValueError: an argument is out of range; there is no sample with its truth; the two differ
             in size or cannot be read.
     """
-    if not 0 < seconds <= 3600:
-        raise ValueError(f"seconds must lie in (0, 3600], got {seconds}")
+    check(seed, seconds)
     if trials < 1:
         raise ValueError(f"trials must be at least 1, got {trials}")
-    if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed must have at most 64 bits, got {seed}")
     results = Results(folder)
     numbers = [n for n in results.samples if results.picture("truth", n).is_file()]
     if not numbers:
@@ -76,6 +73,14 @@ def write(folder: Path, *, seed: int = 0, seconds: float = 3.0, trials: int = 50
         script=_SCRIPT,
         style=_STYLE,
     )
+
+
+def check(seed: int, seconds: float) -> None:
+    """Raise ValueError for arguments of :func:`write` that are out of range."""
+    if not 0 < seconds <= 3600:
+        raise ValueError(f"seconds must lie in (0, 3600], got {seconds}")
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must have at most 64 bits, got {seed}")
 
 
 def _trials(results: Results, numbers: list[str], seed: int, most: int) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ def write(folder: Path) -> Path:
     scores = results.scores()
     extremes = _extremes(results, scores)
     shown = list(results.samples)[:INPUTS]
-    strips = [number for number, drawn in results.samples.items() if len(drawn) > 1][:STRIPS]
+    strips = _strips(results, scores)
     columns = 1 + sum(results.has(kind) for kind in ("inputs", "masks", "truth"))
     album = Album(
         len(shown) * columns
@@ -232,19 +232,38 @@ def _card(results: Results, album: Album, one: Ranked) -> Html:
     return page.tag("div", name, page.tag("div", *figures, class_="row"), class_="card")
 
 
-def _diversity(results: Results, album: Album, strips: list[str]) -> Html:
+def _strips(results: Results, scores: list[Score]) -> dict[str, str]:
+    """Inputs with several samples to what is remarkable about them: the most and least diverse."""
+    several = [number for number, drawn in results.samples.items() if len(drawn) > 1]
+    for score in scores:
+        if not score.key.startswith(_OF_INPUTS):
+            continue
+        ranked = [one for one in results.ranked(score) if one.number in several]
+        if len(ranked) > STRIPS:
+            half = STRIPS // 2
+            chosen = [*zip(["most diverse"] * half, ranked[:half], strict=True)]
+            chosen += zip(["least diverse"] * half, ranked[-half:], strict=True)
+            return {
+                one.number: f"{words}: {score.title} {page.digits(one.value)}"
+                for words, one in chosen
+            }
+    return dict.fromkeys(several[:STRIPS], "")
+
+
+def _diversity(results: Results, album: Album, strips: dict[str, str]) -> Html:
     rows = []
-    for number in strips:
+    for number, words in strips.items():
         figures = []
         if results.has("inputs"):
             figures.append(album.figure(results.picture("inputs", number), "input"))
         drawn = list(results.samples[number].items())[:LENGTH]
         figures += [album.figure(path, f"sample {copy}") for copy, path in drawn]
         name = page.tag("p", results.name(number), class_="name")
-        rows.append(page.tag("div", name, page.tag("div", *figures, class_="row", tabindex="0")))
-    return page.section(
-        "Several samples of one input", page.tag("div", *rows, class_="rows") if rows else ""
-    )
+        note = page.tag("p", words, class_="soft") if words else ""
+        row = page.tag("div", *figures, class_="row", tabindex="0")
+        rows.append(page.tag("div", name, note, row))
+    body = page.tag("div", *rows, class_="rows") if rows else ""
+    return page.section("Several samples of one input", body)
 
 
 def _settings(results: Results) -> Html:

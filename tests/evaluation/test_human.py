@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from palette.cli import main
 from palette.evaluation import human
 
 
@@ -87,6 +88,26 @@ def test_a_folder_without_pairs_is_one_clear_line(evaluated: Path, tmp_path: Pat
     Image.new("RGB", (9, 9)).save(tmp_path / "truth" / "00000.png")
     with pytest.raises(ValueError, match="wanted are two of one size, found 9x9 and 40x40"):
         human.write(tmp_path)
+
+
+def test_the_command_writes_it(
+    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", "--samples", f"{evaluated / 'samples'}", "--truth"]
+    command += [f"{evaluated / 'truth'}", "--human"]
+    assert main([*command, "--human-seconds", "-1"]) == 2
+    assert "seconds must lie in (0, 3600], got -1.0" in capsys.readouterr().err
+    assert main(command) == 2
+    assert "--human: needs --output" in capsys.readouterr().err
+    output = tmp_path / "out"
+    more = ["--human-seconds", "5", "--human-seed", "3", "--output", f"{output}"]
+    assert main([*command, *more]) == 0
+    assert str(output / "human.html") in capsys.readouterr().out
+    found = data_of(output / "human.html")
+    expected = data_of(human.write(evaluated, seed=3, seconds=5.0))
+    assert (found["seed"], found["seconds"], len(found["trials"])) == ("3", 5.0, 6)
+    for key in ("number", "sample", "photograph", "left"):
+        assert [one[key] for one in found["trials"]] == [one[key] for one in expected["trials"]]
 
 
 def test_large_pairs_are_shrunk_alike(tmp_path: Path) -> None:

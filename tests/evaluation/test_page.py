@@ -50,6 +50,23 @@ def test_best_and_worst_are_of_different_inputs_in_order(evaluated: Path) -> Non
     assert len({one.number for one in (*best, *worst)}) == 6
 
 
+def test_the_most_and_the_least_diverse_inputs_are_shown(evaluated: Path, tmp_path: Path) -> None:
+    shutil.copytree(evaluated, tmp_path / "more")
+    for copy in range(3):
+        sample = tmp_path / "more" / "samples" / "00000_0.png"
+        shutil.copy(sample, sample.with_name(f"00006_{copy}.png"))
+    scores = json.loads((evaluated / "scores.json").read_text())
+    values = {f"{number:05d}": 0.5 + number / 100 for number in (3, 6, 0, 5, 1, 4, 2)}
+    scores["per_image"]["diversity_ms_ssim"] = values
+    (tmp_path / "more" / "scores.json").write_text(json.dumps(scores))
+    results = Results(tmp_path / "more")
+    strips = page._strips(results, results.scores())
+    assert list(strips) == ["00000", "00001", "00002", "00004", "00005", "00006"]
+    assert strips["00001"].startswith("most diverse: diversity: MS-SSIM")
+    assert strips["00006"].startswith("least diverse")
+    assert strips["00006"].endswith("0.56")
+
+
 def test_whatever_is_optional_may_be_missing(evaluated: Path, tmp_path: Path) -> None:
     for kind in ("samples", "truth"):
         shutil.copytree(evaluated / kind, tmp_path / kind)
