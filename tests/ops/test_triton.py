@@ -134,6 +134,32 @@ def test_tracing_sees_the_kernels() -> None:
     assert kernels == 3 + 4, graphs[0]
 
 
+@pytest.mark.parametrize(("op", "kernels"), [("attention", 3), ("noise", 1), ("reverse_step", 1)])
+def test_tracing_sees_every_kernel(op, kernels) -> None:
+    """The same of the other ops: forward and backward where there is one."""
+    graphs = []
+
+    def stop(graph: torch.fx.GraphModule, *_: Any, **__: Any) -> Any:
+        graphs.append(str(graph.graph))
+        raise TracedError
+
+    backend = aot_autograd(fw_compiler=stop, partition_fn=stop)
+    torch._dynamo.reset()
+
+    @torch.compile(fullgraph=True, dynamic=True, backend=backend)
+    def run(*arguments: Any) -> Any:
+        return getattr(torch.ops.palette, f"{op}_triton")(*arguments)
+
+    given = calls(torch.float32)[op]
+    first, *rest = (each.clone() if isinstance(each, Tensor) else each for each in given)
+    if op == "attention":
+        first.requires_grad_()
+    with pytest.raises(BackendCompilerFailed, match="TracedError"):
+        run(first, *rest)
+    assert len(graphs) == 1
+    assert graphs[0].count("torch.ops.higher_order.triton_kernel_wrapper_functional") == kernels
+
+
 class Recorder:
     """Stands for a kernel: notes the arguments of its launch."""
 
