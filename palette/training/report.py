@@ -16,6 +16,7 @@ from palette._html import Html
 from palette.checkpoint import Checkpoint, CheckpointError
 from palette.config import Config, ConfigError
 from palette.data.paths import printable
+from palette.training.levels import LEVELS, PREFIX
 from palette.training.logging import METRICS, SESSIONS
 from palette.training.pictures import smoothed
 
@@ -23,14 +24,13 @@ PAGE = "report.html"
 SHEETS = 12
 """Grids of samples shown, evenly chosen over the run, the first and the last among them."""
 
-_LEVELS = "loss_"  # metrics named so are losses of single noise levels
 _SINGLE = {
     "validation_mae": ("Validation error [levels of 255]", False),
     "grad_norm": ("Gradient norm", True),
     "lr": ("Learning rate", False),
     "samples_per_second": ("Samples per second", False),
 }
-_KNOWN = {"step", "loss", "validation_loss", "samples", "seconds", *_SINGLE}
+_CHARTED = {"step", "loss", "validation_loss", "samples", "seconds", *_SINGLE}
 
 Records = list[dict[str, Any]]
 
@@ -128,26 +128,35 @@ def _charts(records: Records) -> list[Html]:
     loss = _points(records, "loss")
     lines = [
         Line("each line of the log", loss, faint=True),
-        Line("running mean", smoothed([(x, y) for x, y in loss if y is not None])),
+        Line("running mean", smoothed(_known(loss))),
         Line("validation", _points(records, "validation_loss"), dots=True),
     ]
     charts = [line_chart("Loss", [line for line in lines if line.points], until=until, log=True)]
     names = list(dict.fromkeys(name for record in records for name in record))
-    levels = [name for name in names if name.startswith(_LEVELS)]
+    levels = [name for name in names if name.startswith(PREFIX)]
     charts.append(
         line_chart(
-            "Loss by noise level",
-            [Line(name.removeprefix(_LEVELS), _points(records, name)) for name in levels],
+            "Loss by noise level, running means",
+            [Line(_level(name), smoothed(_known(_points(records, name)))) for name in levels],
             until=until,
             log=True,
         )
     )
-    others = {name: (name, False) for name in names if name not in _KNOWN and name not in levels}
+    others = {name: (name, False) for name in names if name not in _CHARTED and name not in levels}
     for name, (title, log) in {**_SINGLE, **others}.items():
         points = _points(records, name)
         line = Line("last", points, dots=name.startswith("validation"))
         charts.append(line_chart(title, [line] if points else [], until=until, log=log))
     return [chart for chart in charts if chart]
+
+
+def _level(name: str) -> str:
+    number = name.removeprefix(PREFIX)
+    return {"1": "least noise", str(LEVELS): "most noise"}.get(number, f"quarter {number}")
+
+
+def _known(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in points if y is not None]
 
 
 def _points(records: Records, name: str) -> list[tuple[float, float | None]]:

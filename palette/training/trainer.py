@@ -31,6 +31,7 @@ from palette.diffusion import objective
 from palette.training.distributed import World, check_share, parallel, unsynchronised
 from palette.training.ema import EMA
 from palette.training.interrupts import Interrupts
+from palette.training.levels import LEVELS, LevelLosses
 from palette.training.logging import RunLog
 from palette.training.optimizer import adam, trained
 from palette.training.pictures import grid
@@ -96,6 +97,7 @@ class Trainer:
         self.step = self.samples = self.bad_steps = 0
         self.validated = 0  # the step of the last validation
         self.window: list[float] = []  # losses since the last line of metrics.jsonl
+        self.levels = LevelLosses(self.schedule)
         self._started = time.perf_counter()
         self._reported = (self._started, 0)  # when, and samples seen
         self.saved: Path | None = None
@@ -155,12 +157,14 @@ class Trainer:
         rate = train.lr * min(1.0, (self.step + 1) / max(train.warmup, 1))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        per_sample = self._backward(batch)
+        per_sample, gamma = self._backward(batch)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), train.clip or float("inf"))
         totals = per_sample.new_tensor([0, interrupts.signal], dtype=torch.float64)
         totals[0] = per_sample.double().sum()
-        loss, signals = self.world.sum(totals).tolist()
+        by_level = self.levels.of(per_sample, gamma)
+        totals = self.world.sum(torch.cat((totals, by_level.flatten()))).cpu()
+        loss, signals = totals[:2].tolist()
         loss /= self.config.data.batch_size
         # The gradients were summed over all processes, so all of them see the same norm.
         finite = math.isfinite(loss) and math.isfinite(norm.item())
@@ -169,6 +173,7 @@ class Trainer:
             if self.step >= train.ema_start and (self.step + 1) % train.ema_every == 0:
                 self.ema.update()
             self.window.append(loss)
+            self.levels.add(totals[2:].view(2, LEVELS))
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -179,12 +184,12 @@ class Trainer:
         log.advance()
         return bool(signals == 0)
 
-    def _backward(self, batch: Batch) -> Tensor:
-        """Gradients of the mean loss over the batches of all processes; the losses [N] of mine."""
+    def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Gradients of the mean loss over all processes; losses and noise levels [N] of mine."""
         config, device = self.config, self.world.device.type
         classes = config.model.num_classes
         parts = _split(batch, config.train.accumulate, self.world.device)
-        losses = []
+        losses, levels = [], []
         for index, part in enumerate(parts):
             last = index == len(parts) - 1
             with contextlib.nullcontext() if last else unsynchronised(self.model):
@@ -203,7 +208,8 @@ class Trainer:
                 scaled = self.scaler.scale(found.total / len(parts))
                 scaled.backward()  # type: ignore[no-untyped-call]
             losses.append(found.per_sample.detach())
-        return torch.cat(losses)
+            levels.append(found.gamma)
+        return torch.cat(losses), torch.cat(levels)
 
     def _look_after(self, finite: bool, batch: Batch, per_sample: Tensor, log: RunLog) -> None:
         """Name the samples of a step that was not applied; stop after too many in a row."""
@@ -235,6 +241,7 @@ class Trainer:
         record = {
             "step": self.step,
             "loss": loss,
+            **self.levels.take(),
             "samples": self.samples,
             "lr": rate,
             "seconds": self.seconds,
@@ -336,6 +343,7 @@ class Trainer:
             "bad_steps": self.bad_steps,
             "validated": self.validated,
             "window": self.window,
+            "levels": self.levels.sums.clone(),
             "seconds": self.seconds,
             "rng": self.world.gather(torch.get_rng_state()),
         }
@@ -349,6 +357,8 @@ class Trainer:
             for name in ("step", "samples", "bad_steps", "validated"):
                 setattr(self, name, int(found.trainer[name]))
             self.window = [float(loss) for loss in found.trainer["window"]]
+            if "levels" in found.trainer:  # checkpoints before 2026-11-20 have none
+                self.levels.sums.copy_(found.trainer["levels"])
             self._started = time.perf_counter() - float(found.trainer["seconds"])
             self._reported = (time.perf_counter(), self.samples)
             states = found.trainer["rng"]

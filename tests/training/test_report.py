@@ -34,11 +34,13 @@ def test_the_page_says_everything_about_the_run(run: Path) -> None:
     text = text_of(path)
     assert titles(path) == [
         "Loss",
+        "Loss by noise level, running means",
         "Validation error [levels of 255]",
         "Gradient norm",
         "Learning rate",
         "Samples per second",
     ]
+    assert "most noise" in text
     assert "step 6<" in text
     assert "step 12<" in text
     assert "step_00000012, SHA-256" in text
@@ -61,16 +63,16 @@ def test_sessions_record_how_a_run_was_started(run: Path) -> None:
 
 def test_every_other_metric_gets_its_chart_and_noise_levels_share_one(tmp_path: Path) -> None:
     lines = [
-        {"step": step, "loss": 1 / step, "loss_0": 2.0, "loss_1": 0.5 / step, "memory": step}
+        {"step": step, "loss": 1 / step, "loss_level_1": 2.0, "loss_level_4": 0.5, "memory": step}
         for step in range(1, 2000)
     ]
-    lines[7] |= {"memory": float("inf"), "loss_0": "x"}
+    lines[7] |= {"memory": float("inf"), "loss_level_1": "x"}
     for line in lines[600:640]:
         line["loss"] = None
     text = "\n".join(map(json.dumps, lines))
     (tmp_path / "metrics.jsonl").write_text(f'{text}\n{{"step": 2000, "lo')
     path = report.write(tmp_path)
-    assert titles(path) == ["Loss", "Loss by noise level", "memory"]
+    assert titles(path) == ["Loss", "Loss by noise level, running means", "memory"]
     page = text_of(path)
     assert "holds no checkpoint" in page
     assert page.count("<polyline") == 6  # the loss is broken where there is none
@@ -104,7 +106,7 @@ def test_in_a_browser(run: Path, browser_page: Any, width: int, dark: bool) -> N
     boxes = browser_page.evaluate(
         "[...document.querySelectorAll('polyline')].map((one) => one.getBoundingClientRect().width)"
     )
-    assert len(boxes) == 7
+    assert len(boxes) == 11
     assert all(box > width / 6 for box in boxes)
     assert browser_page.evaluate("[...document.images].every((one) => one.naturalWidth > 200)")
     shot = browser_page.screenshot()

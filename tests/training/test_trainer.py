@@ -32,7 +32,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 def losses(run: Path) -> list[tuple[int, str, str]]:
     """Step, kind and value to the last bit of every loss and score recorded."""
-    names = ("loss", "validation_loss", "validation_mae")
+    names = ("loss", "loss_level_1", "loss_level_4", "validation_loss", "validation_mae")
     return [
         (line["step"], name, float(line[name]).hex())
         for line in metrics(run)
@@ -237,7 +237,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, tiny: ModuleType) 
     command = [*launcher, str(SCRIPT), str(tmp_path / "two"), "-", *sets, "train.accumulate=2"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    for name in ("loss", "validation_loss", "validation_mae"):
+    for name in ("loss", "loss_level_1", "loss_level_4", "validation_loss", "validation_mae"):
         one = [line[name] for line in metrics(tmp_path / "one") if name in line]
         two = [line[name] for line in metrics(tmp_path / "two") if name in line]
         assert two == pytest.approx(one, rel=1e-4)
