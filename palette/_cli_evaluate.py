@@ -46,7 +46,10 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--limit", type=positive, metavar="N", help="the first so many inputs only")
     group.add_argument(
-        "--weights", nargs="+", default=["ema"], help="ema, raw, or further averages by name"
+        "--weights",
+        type=lambda text: text.split(","),
+        default=["ema"],
+        help="ema, raw, or a further average by name; several with commas: ema,raw",
     )
     group.add_argument("--seed", type=int, default=0, help="of the first input's first sample")
     group.add_argument("--steps", type=positive, help="network evaluations per sample")

@@ -78,6 +78,7 @@ def test_several_samples_masks_and_sets(tmp_path, capsys):
     assert "2 pictures against 2" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_torchscript_network_takes_the_place_of_the_built_in_one(both, tmp_path, capsys):
     class Network(torch.nn.Module):
         def forward(self, pictures: torch.Tensor, return_features: bool = False) -> torch.Tensor:
@@ -90,6 +91,7 @@ def test_a_torchscript_network_takes_the_place_of_the_built_in_one(both, tmp_pat
     assert "FID (random" not in table
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_classes_by_file_and_by_folder(tmp_path, capsys):
     class Classifier(torch.nn.Module):
         def forward(self, pictures: torch.Tensor) -> torch.Tensor:

@@ -177,7 +177,7 @@ def test_raw_weights_are_another_evaluation(run, straight, tmp_path, capsys):
 
 
 def test_several_weights_stand_side_by_side(run, tmp_path, capsys):
-    assert evaluate(run, tmp_path, "--weights", "ema", "raw", "--limit", "2") == 0
+    assert evaluate(run, tmp_path, "--weights", "ema,raw", "--limit", "2") == 0
     for name in ("ema", "raw"):
         assert results(tmp_path / name)["scores"]["psnr"]["images"] == 2
         assert (tmp_path / name / "index.html").exists()
