@@ -71,7 +71,7 @@ def sample_files(
         wishes: what to do.
         count: samples per image.
         seed: the i-th picture written has seed ``seed + i``.
-        options: see ``palette.pipeline.Options``; a label is for the first model.
+        options: see ``palette.pipeline.Options``; a label is for the models that have classes.
 
     Yields:
         The path of each file written. Its text chunk ``palette`` holds model, weights, seed, steps,
@@ -84,23 +84,31 @@ def sample_files(
     first, *stages = models
     task = _task(first, wishes.task)
     draw = _drawing(first, task, wishes, cascade=bool(stages))
-    plain = {key: value for key, value in options.items() if key not in ("label", "guidance")}
+    told = [_told(stage, options) for stage in stages]
     for path, name in _numbered(task, inputs, count):
         output.mkdir(parents=True, exist_ok=True)
         result = draw(path, {**options, "seed": seed, "progress": True})
         record = first.record(seed, **options)
-        for stage in stages:
+        for stage, chosen in zip(stages, told, strict=True):
             result = stage.upscale(
                 result,
                 wishes.factor,
                 augmentation=wishes.augmentation,
-                **{**plain, "seed": seed, "progress": True},
+                **{**chosen, "seed": seed, "progress": True},
             )
         if stages:
-            record["then"] = [stage.record(seed, **plain) for stage in stages]
+            pairs = zip(stages, told, strict=True)
+            record["then"] = [stage.record(seed, **chosen) for stage, chosen in pairs]
         write_png(output / name, result, record)
         yield output / name
         seed += 1
+
+
+def _told(stage: Pipeline, options: dict[str, Any]) -> dict[str, Any]:
+    """The options, without the label where a model behind the first has no classes."""
+    if stage.config.model.num_classes is not None:
+        return options
+    return {key: value for key, value in options.items() if key not in ("label", "guidance")}
 
 
 def _numbered(task: str, inputs: list[Path], count: int) -> list[tuple[Path, str]]:

@@ -45,14 +45,15 @@ class Pipeline(Filling):
     def colorize(self, image: Picture | list[Picture], **options: Unpack[Options]) -> Any:
         """Give grey pictures colours; colours that are there already are not looked at.
 
-        A picture larger than the network's is coloured at the network's size; its own brightness
-        stays, at its own size. Arguments, result and errors as of ``inpaint``.
+        A picture larger than the network's is coloured at the network's size. Of what the network
+        paints only the colours are taken: the picture's own brightness stays, at its own size.
+        Arguments, result and errors as of ``inpaint``.
         """
 
         def paint(picture: PILImage.Image, request: Request) -> PILImage.Image:
             part = self._whole(picture, request)
             painted = self._translate(grey(images.to_tensor(part.view(picture))), request)
-            return recolour(picture, painted) if part.shrinks else painted
+            return recolour(picture, painted)
 
         return self._each("colorize", image, options, paint)
 

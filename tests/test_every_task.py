@@ -145,11 +145,12 @@ def test_uncrop(train, photo, tmp_path, arguments):
     check_learning(run)
 
 
-def test_colorize(train, photo, tmp_path):
+@pytest.mark.parametrize("mode", ["--seed=1", "--native", "--tiled"])
+def test_colorize(train, photo, tmp_path, mode):
     run = train("task.name=colorize")
     grey = Image.open(photo).convert("L")
     grey.save(tmp_path / "grey.png")
-    out = sampled(run, tmp_path / "out", "--input", str(tmp_path / "grey.png"))
+    out = sampled(run, tmp_path / "out", mode, "--input", str(tmp_path / "grey.png"))
     assert out.size == (WIDTH, HEIGHT)
     difference = np.asarray(out.convert("L"), float) - np.asarray(grey, float)
     assert np.abs(difference).mean() < 2  # colours out of range are clipped

@@ -17,6 +17,7 @@ from palette.build import (
     image_size,
     resolve_device,
     resolve_precision,
+    trained_tasks,
 )
 from palette.config import Config
 from palette.data.dataset import collate
@@ -58,11 +59,12 @@ def describe(config: Config, network: torch.nn.Module | None = None) -> str:
     device = resolve_device()
     dtype = str(resolve_precision(config.train.precision, device)).removeprefix("torch.")
     backends = ", ".join(f"{op} {ops.choose(op, device.type)}" for op in ops.names())
+    tasks = " + ".join(trained_tasks(config))
     attention = "; ".join(getattr(network, "attention_layers", [])) or "none"
     return "\n".join(
         (
             f"network: {config.model.kind}, {parameters:,} parameters; attention: {attention}",
-            f"task: {config.task.name} at {'x'.join(map(str, image_size(config)))}",
+            f"task: {tasks} at {'x'.join(map(str, image_size(config)))}",
             f"ops on {device}, {dtype}: {backends}",
         )
     )
