@@ -134,8 +134,10 @@ def _paper(results: Results, scores: list[Score]) -> Html:
     ]
     ours = [_ours(column, scores) for column in columns]
     lines.append((page.tag("strong", "this evaluation"), *ours))
-    about = (paper.get(key) for key in ("table", "setting", "data"))
-    what = " · ".join(str(fact) for fact in about if fact)
+    about = [paper.get("setting"), paper.get("data")]
+    if isinstance(paper.get("table"), str):
+        about.insert(0, f"table {paper['table'].removeprefix('T')}")
+    what = ", ".join(str(fact) for fact in about if fact)
     differences = [
         (fact.get("what"), fact.get("here"), fact.get("paper"))
         for fact in listed(paper, "differences")
@@ -244,7 +246,7 @@ def _strips(results: Results, scores: list[Score]) -> dict[str, str]:
             chosen = [*zip(["most diverse"] * half, ranked[:half], strict=True)]
             chosen += zip(["least diverse"] * half, ranked[-half:], strict=True)
             return {
-                one.number: f"{words}: {score.title} {page.digits(one.value)}"
+                one.number: f"{words}, {score.title.partition(': ')[2]}: {page.digits(one.value)}"
                 for words, one in chosen
             }
     return dict.fromkeys(several[:STRIPS], "")

@@ -62,7 +62,7 @@ def test_the_most_and_the_least_diverse_inputs_are_shown(evaluated: Path, tmp_pa
     results = Results(tmp_path / "more")
     strips = page._strips(results, results.scores())
     assert list(strips) == ["00000", "00001", "00002", "00004", "00005", "00006"]
-    assert strips["00001"].startswith("most diverse: diversity: MS-SSIM")
+    assert strips["00001"].startswith("most diverse, MS-SSIM of")
     assert strips["00006"].startswith("least diverse")
     assert strips["00006"].endswith("0.56")
 
