@@ -303,12 +303,26 @@ def _task_and_data(
         return {"name": task}, data
     mode_key = "mask_config.mask_mode" if dataset.get("mask_config", None) else "mask_mode"
     mode = dataset.text(mode_key, "hybrid")
+    if task == "uncrop" and mode == "manual":
+        return {"name": task, "mask": _manual_mask(dataset, side)}, data
     if mode not in _MASKS[task]:
         raise ConfigError(
             f"{dataset.full(mode_key)}: {mode!r} is not supported for {name}; "
             f"there is {', '.join(_MASKS[task])}"
         )
     return {"name": task, "mask": _MASKS[task][mode]}, data
+
+
+def _manual_mask(dataset: Reader, side: int) -> str:
+    """The hole that ``shape`` gives (top, left, height, width in pixels) as a box in shares."""
+    height, width = dataset.numbers("image_size", [side, side])
+    shape = dataset.numbers("mask_config.shape")
+    if len(shape) != 4:
+        where = dataset.full("mask_config.shape")
+        raise ConfigError(f"{where}: must be [top, left, height, width]; got {shape}")
+    top, left, rows, columns = shape
+    corners = (left / width, top / height, (left + columns) / width, (top + rows) / height)
+    return ",".join(str(corner) for corner in corners)
 
 
 def _source(path: str, names: str | None) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import yaml
 
 from palette import config as configs
 from palette.config import ConfigError
+from palette.data.masks import find_mask
+from palette.data.order import Draws
 from palette.upstream import (
     Network,
     network_arguments,
@@ -240,6 +242,20 @@ def test_sr3_network() -> None:
     assert (model["kind"], model["attention_resolutions"], model["dropout"]) == ("sr3", [], 0.2)
     arguments["unet"]["norm_groups"] = 16
     assert to_config(config)["model"]["norm_groups"] == 16
+
+
+def test_a_manual_hole_is_a_box_in_shares() -> None:
+    raw = published("uncropping")
+    masks = raw["datasets"]["train"]["which_dataset"]["args"]["mask_config"]
+    masks |= {"mask_mode": "manual", "shape": [64, 0, 128, 256]}
+    config = configs.from_sections(to_config(raw, phase="train"))
+    assert config.task.mask == "0.0,0.25,1.0,0.75"
+    hole = find_mask(config.task.mask)(256, 256, Draws(0))
+    assert hole[64:192].all()
+    assert hole.sum() == 128 * 256
+    masks["shape"] = []  # as the published file has it
+    with pytest.raises(ConfigError, match=r"mask_config\.shape: must be \[top, left, height, w"):
+        to_config(raw, phase="train")
 
 
 @pytest.mark.parametrize(
