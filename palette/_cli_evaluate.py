@@ -166,6 +166,8 @@ def _check(options: argparse.Namespace) -> None:
         human.check(options.human_seed, options.human_seconds)
     if (options.samples is None) != (options.truth is None):
         raise ValueError("--samples and --truth: both are wanted, or a checkpoint")
+    if (options.classifier is None) != (options.labels is None):
+        raise ValueError("--classifier and --labels: both are wanted, for CA")
     if options.samples is None:
         for name in ("masks", "unpaired", "size"):
             if getattr(options, name):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +115,11 @@ class Plan:
             raise ValueError(
                 f"{path}: not the JSON of an evaluation; choose another --output"
             ) from None
-        if isinstance(found.get("data"), dict):
-            found["data"].pop("path", None)
+        before, after = _flat(found), _flat(self._pixels())
         return [
-            f"{key}: {found.get(key)}, not {value}"
-            for key, value in json.loads(json.dumps(self._pixels())).items()
-            if found.get(key) != value
+            f"{key}: {before.get(key)}, not {value}"
+            for key, value in after.items()
+            if before.get(key) != value
         ]
 
     def _pixels(self) -> dict[str, Any]:
@@ -129,6 +129,17 @@ class Plan:
             del facts[name]
         facts["data"] = {key: value for key, value in self.data.items() if key != "path"}
         return facts
+
+
+def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts within facts by their full names, as they read after a way through JSON."""
+    found: dict[str, Any] = {}
+    for key, value in json.loads(json.dumps(facts)).items():
+        if isinstance(value, dict):
+            found |= {f"{key}.{inner}": each for inner, each in _flat(value).items()}
+        else:
+            found[key] = value
+    return found
 
 
 def make_plan(

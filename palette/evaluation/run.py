@@ -35,6 +35,8 @@ from palette.metrics.scores import Scores
 from palette.pipeline import load
 from palette.training.distributed import World
 
+_SHOWN = 4  # differences named in a message
+
 
 def read_config(
     checkpoint: str | None, config: str | None, overrides: Sequence[str] = ()
@@ -92,10 +94,11 @@ def evaluate(request: Request, root: Path, scoring: Scoring, world: World) -> Sc
         scoring = dataclasses.replace(scoring, cache=cache, size=size)
     facts = {"scoring": scoring.as_json(), "command": list(request.command)}
     layout = _begin(plan, dataset, root, facts, world)
+    names = {layout.name(i): dataset.source.name(i) for i in range(plan.images)}
+    scoring.check(names, paired=plan.paired)
     bars = Bars(active=world.is_first)
     draw(model, dataset, plan, layout, world, bars)
     world.wait()
-    names = {layout.name(i): dataset.source.name(i) for i in range(plan.images)}
     masks = root / MASKS if MASKS in plan.pictures else None
     scores = score(
         root / SAMPLES, root / TRUTH, masks, names, scoring, world, bars, paired=plan.paired
@@ -175,8 +178,9 @@ def _begin(
     def prepare() -> None:
         found = plan.differences(root)
         if found:
+            more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
             raise ValueError(
-                f"{root}: holds another evaluation ({'; '.join(found)}); "
+                f"{root}: holds another evaluation ({'; '.join(found[:_SHOWN])}{more}); "
                 "choose another --output, or remove it"
             )
         layout = Layout(root, plan.images, plan.mark)

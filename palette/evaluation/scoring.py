@@ -11,7 +11,7 @@ from palette.evaluation.layout import SCORES, TABLE, write_json, write_text
 from palette.evaluation.progress import Progress
 from palette.metrics.folders import Shard, score_folders
 from palette.metrics.kept import KEPT
-from palette.metrics.pairing import labels_of_folders, read_labels
+from palette.metrics.pairing import labels_of_folders, list_files, read_labels
 from palette.metrics.reading import Size
 from palette.metrics.scorer import Networks
 from palette.metrics.scores import Scores
@@ -36,6 +36,20 @@ class Scoring:
     batch_size: int = 16
     keep: int = KEPT
     """Images whose features are kept whole."""
+
+    def check(self, names: dict[str, str], *, paired: bool = True) -> None:
+        """What can be told before hours of sampling: raises ValueError as scoring would.
+
+        Args:
+            names: of the truths' files, and those that their classes are known by.
+            paired: whether samples belong to truths.
+        """
+        if self.reference is not None:
+            list_files(self.reference)
+        if self.labels is not None:
+            if not paired:
+                raise ValueError(f"labels {self.labels}: these samples belong to no picture")
+            _labels(self.labels, names)
 
     def as_json(self) -> dict[str, Any]:
         """For ``evaluation.json``."""

@@ -156,7 +156,11 @@ MISTAKES = {
     "unknown network": (_more("--network", "vgg"), "--network vgg: wanted is random"),
     "two networks": (_more("--inception", "a", "--network", "b"), "one of them is wanted"),
     "unknown LPIPS": (_more("--lpips", "resnet"), "--lpips resnet: wanted is random"),
-    "unknown classifier": (_more("--classifier", "x"), "--classifier x: wanted is"),
+    "unknown classifier": (
+        _more("--classifier", "x", "--labels", "y"),
+        "--classifier x: wanted is",
+    ),
+    "half of CA": (_more("--labels", "folders"), "--classifier and --labels: both are wanted"),
     "missing weights": (_more("--lpips", "alex=PATH/no.pth"), "no.pth: No such file"),
     "missing masks": (_more("--masks", "PATH/no.png"), "no.png: No such file"),
     "config of folders": (_more("-c", "x.yaml"), "config: does not go with --samples"),

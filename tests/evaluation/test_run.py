@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from palette.cli import main
@@ -192,6 +193,28 @@ def test_the_folder_of_a_run_is_where_it_goes_by_itself(run, capsys):
     assert "Beside the paper" in page.read_text()
     assert trial.read_text().count("data:image/png") >= 2
     assert (page.parent / "samples" / "00000_0.png").exists()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_scoring_lacks_is_said_before_anything_is_drawn(run, tmp_path, capsys):
+    class Classifier(torch.nn.Module):
+        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([[1.0, 0.0]]).expand(len(pictures), 2)
+
+    torch.jit.save(torch.jit.script(Classifier()), tmp_path / "classes.pt")
+    (tmp_path / "labels.txt").write_text("someone 1\n")
+    given = {
+        "no such folder": ["--reference", str(tmp_path / "no")],
+        "no class of 7 inputs": [
+            *("--classifier", str(tmp_path / "classes.pt")),
+            *("--labels", str(tmp_path / "labels.txt")),
+        ],
+    }
+    for words, more in given.items():
+        output = tmp_path / words
+        assert main(["evaluate", str(run), "--output", str(output), *more]) == 2
+        assert words in capsys.readouterr().err
+        assert not list(output.rglob("*.png"))
 
 
 def test_pictures_that_are_missing_or_damaged_are_named(run, tmp_path, capsys):
