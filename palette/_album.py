@@ -49,7 +49,7 @@ class Album:
         except images.UnreadableImage:
             problem = "not readable" if path.exists() else "missing"
             return tag("figure", tag("div", f"{path.name}: {problem}", class_="absent"), text)
-        return tag("figure", image(found, alt or caption), text)
+        return tag("figure", _image(found, alt or caption), text)
 
     def embed(self, path: Path) -> Embedded:
         """A picture as data URI of at most this album's share. Raises UnreadableImage."""
@@ -57,12 +57,11 @@ class Album:
         whole = _shrunk(picture, self.side)
         data, kind = _encoded(whole, "PNG"), "png"
         side = max(whole.size)
-        while len(data) > self._room() and side > _LEAST:
-            kind = "jpeg"
-            data = _encoded(whole, "JPEG")
-            if len(data) > self._room():
+        while len(data) > self._room() and (kind == "png" or side > _LEAST):
+            if kind == "jpeg":
                 side = max(side * 3 // 4, _LEAST)
                 whole = _shrunk(picture, side)
+            kind, data = "jpeg", _encoded(whole, "JPEG")
         return self._noted(data, kind, whole.size, kind == "jpeg" or whole.size != picture.size)
 
     def pair(self, first: Path, second: Path) -> tuple[Embedded, Embedded]:
@@ -108,12 +107,11 @@ class Album:
         return self.share * 3 // 4 - 64  # base64 makes four bytes of three
 
 
-def image(found: Embedded, alt: str, *, kind: str = "") -> Html:
-    """The element of a picture."""
-    small = "small" if max(found.width, found.height) < _SMALL else ""
+def _image(found: Embedded, alt: str) -> Html:
+    small = ' class="small"' if max(found.width, found.height) < _SMALL else ""
     return Html(
         f'<img src="{found.uri}" width="{found.width}" height="{found.height}" '
-        f'alt="{escape(alt)}" class="{" ".join(filter(None, (kind, small)))}">'
+        f'alt="{escape(alt)}"{small}>'
     )
 
 

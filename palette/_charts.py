@@ -14,6 +14,7 @@ Points = Sequence[tuple[float, float | None]]
 _WIDTH, _HEIGHT = 520, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 8, 8, 26
 _MOST = 400  # points drawn of a line; of each stretch its lowest and its highest value
+_TINY, _HUGE = 1e-300, 1e300  # beyond, the arithmetic of an axis has no room
 _COLOURS = ("var(--accent)", "var(--second)")
 
 
@@ -66,7 +67,7 @@ def line_chart(title: str, lines: Sequence[Line], *, until: float = 0, log: bool
 
     Args:
         title: above the chart, with the unit.
-        lines: values that are not finite are gaps, as are those of 0 and below with ``log``.
+        lines: values that are not finite are gaps, as are those not above 0 with ``log``.
         until: the last step; the x axis reaches from 0 to it, or to the last point.
         log: a logarithmic y axis.
     """
@@ -120,7 +121,8 @@ def _shown(points: Points, *, log: bool) -> list[tuple[float, float | None]]:
 
 
 def _drawable(y: float | None, *, log: bool) -> float | None:
-    return y if y is not None and math.isfinite(y) and (y > 0 or not log) else None
+    low = _TINY if log else -_HUGE
+    return y if y is not None and low <= y <= _HUGE else None
 
 
 def _drawn(line: Line, colour: str, across: _Scale, up: _Scale) -> list[Html]:
