@@ -123,8 +123,9 @@ def test_each_gradient_alone(device, cases, within, wanted) -> None:
 
 
 @pytest.mark.parametrize("missing", ["weight", "bias", "scale", "shift"])
-def test_one_missing(device, cases, within, missing) -> None:
-    case = cases.NormCase((2, 12, 3, 5), 4, torch.float32, "channels_last", film=torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+def test_one_missing(device, cases, within, dtype, missing) -> None:
+    case = cases.NormCase((2, 12, 3, 5), 4, dtype, "channels_last", dtype, dtype)
     arguments = leaves({**case.arguments(device), missing: None})
     y = ops.group_norm_silu(**arguments)
     exact = leaves(exactly(arguments))
@@ -133,7 +134,7 @@ def test_one_missing(device, cases, within, missing) -> None:
     y.sum().backward()
     wanted.sum().backward()
     for name in set(TENSORS) - {missing}:
-        within(arguments[name].grad, exact[name].grad, torch.float32, 48, name)
+        within(arguments[name].grad, exact[name].grad, dtype, 48, name)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "expanded", "wide_rows"])
