@@ -7,6 +7,7 @@ run that was never interrupted, on whatever process; only what is missing is wri
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from palette.diffusion.sampler import Sampler
 from palette.evaluation.layout import INPUTS, MASKS, TRUTH, Layout
 from palette.evaluation.plan import Plan
 from palette.evaluation.progress import Progress
+from palette.metrics.reading import read_ahead
 from palette.pipeline import Pipeline
 from palette.training.distributed import World
 
@@ -33,25 +35,36 @@ def draw(
     layout: Layout,
     world: World,
     progress: Progress,
-) -> int:
-    """Draw this process's share of the groups; returns how many samples it drew.
+) -> None:
+    """Draw this process's share of the groups, the next one being read meanwhile.
 
     Raises:
         UnreadableImages: an input cannot be read; what was drawn before it stays.
     """
     sampler = model.sampler(plan.steps, plan.solver, plan.eta)
     mine = plan.groups()[world.rank :: world.size]
-    total = sum(len(group) for group in mine) * plan.samples_per_input
-    done = drawn = 0
-    for group in mine:
-        if not _is_finished(plan, layout, group):
-            batch = _load(dataset, group)
-            samples = _sample(model, sampler, plan, batch, group)
-            _write(plan, layout, batch, samples, group)
-            drawn += len(samples)
+    total = sum(map(len, mine)) * plan.samples_per_input
+    done = 0
+
+    def count(group: range) -> None:
+        nonlocal done
         done += len(group) * plan.samples_per_input
         progress("drawing", done, total)
-    return drawn
+
+    def unfinished() -> Iterator[range]:
+        for group in mine:
+            if _is_finished(plan, layout, group):
+                count(group)
+            else:
+                yield group
+
+    def load(group: range) -> tuple[range, Batch]:
+        return group, _load(dataset, group)
+
+    for group, batch in read_ahead(load, unfinished(), workers=1, depth=1):
+        samples = _sample(model, sampler, plan, batch, group)
+        _write(plan, layout, batch, samples, group)
+        count(group)
 
 
 def _is_finished(plan: Plan, layout: Layout, group: range) -> bool:
