@@ -45,11 +45,13 @@ def find_published(path: str | PathLike[str], weights: str = "ema") -> Path:
     """The file behind a published ``resume_state``, its path without ``_Network_ema.pth``.
 
     Any other path is given back as it is. The averaged weights are taken where ``weights`` is
-    "ema" and they are there, else the others.
+    "ema" and they are there, else the others. Raises CheckpointError for weights of another name.
     """
     average, raw = (Path(f"{path}_Network{kind}.pth") for kind in ("_ema", ""))
     if Path(path).exists() or not (average.exists() or raw.exists()):
         return Path(path)
+    if weights not in ("ema", "raw"):
+        raise CheckpointError(f"{path}: a published checkpoint has no {weights} weights")
     return average if weights == "ema" and average.exists() else raw
 
 

@@ -257,6 +257,16 @@ def test_a_published_run_goes_on(
         (tmp_path / f"experiments/test_{NAMES[0]}/results/test/0/scores.json").read_text()
     )
     assert scores["model"] == f"{prefix}_Network_ema.pth"
+    output = tmp_path / "evaluation"
+    arguments = ["evaluate", str(prefix), "-c", str(file), "--limit", "2", "--output", str(output)]
+    assert main([*arguments, "--debug"]) == 0
+    plan = json.loads((output / "evaluation.json").read_text())
+    assert plan["checkpoint"] == f"{prefix}_Network_ema.pth"
+    capsys.readouterr()
+    assert main([*arguments, "--weights", "swa"]) == 1
+    assert "2: a published checkpoint has no swa weights" in capsys.readouterr().err
+    assert main(arguments[:2]) == 2
+    assert "-c CONFIG is needed with this checkpoint" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_named(write: Any, tmp_path: Path, capsys: Any) -> None:
