@@ -18,20 +18,22 @@ class LevelLosses:
 
     Args:
         schedule: whose levels are drawn in training, each of its steps as often as any other.
+        device: where the losses are.
     """
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(self, schedule: Schedule, device: torch.device | str = "cpu") -> None:
         last = len(schedule.gammas) - 1
         places = [round(last * quarter / LEVELS) for quarter in range(1, LEVELS)]
-        self._edges = torch.from_numpy(schedule.gammas[places].astype(np.float32))
+        self._edges = torch.from_numpy(schedule.gammas[places].astype(np.float32)).to(device)
+        self._numbers = torch.arange(LEVELS, device=device)
         self.sums = torch.zeros(2, LEVELS, dtype=torch.float64)
         """Of the losses, and how many they are; a part of the trainer's state."""
 
     def of(self, per_sample: Tensor, gamma: Tensor) -> Tensor:
         """Losses [N] at the levels ``gamma`` [N]: sums and counts, float64 [2, LEVELS]."""
-        above = gamma[:, None] < self._edges.to(gamma.device)  # [N, LEVELS - 1]
-        level = torch.nn.functional.one_hot(above.sum(1), LEVELS).to(torch.float64)
-        return torch.stack((per_sample.double() @ level, level.sum(0)))
+        number = (gamma[:, None] < self._edges).sum(1)
+        chosen = (number[:, None] == self._numbers).to(torch.float64)  # [N, LEVELS]
+        return torch.stack((per_sample.double() @ chosen, chosen.sum(0)))
 
     def add(self, sums: Tensor) -> None:
         """Add what :meth:`of` found, over all processes."""

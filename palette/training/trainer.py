@@ -97,7 +97,7 @@ class Trainer:
         self.step = self.samples = self.bad_steps = 0
         self.validated = 0  # the step of the last validation
         self.window: list[float] = []  # losses since the last line of metrics.jsonl
-        self.levels = LevelLosses(self.schedule)
+        self.levels = LevelLosses(self.schedule, world.device)
         self._started = time.perf_counter()
         self._reported = (self._started, 0)  # when, and samples seen
         self.saved: Path | None = None
