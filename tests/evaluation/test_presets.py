@@ -124,7 +124,7 @@ def test_the_papers_figures():
         for row in table.rows:
             assert row.values.keys() <= paper.METRICS.keys()
         original = table.rows[-1]
-        if original.method == "original images":
+        if original.method == "original images" and table.key != "uncrop-top50":
             assert original.values["pd"] == 0
             assert all(original.values["fid"] <= row.values["fid"] for row in table.rows)
     assert {preset.method for preset in PRESETS.values()} >= {"Regression", "Palette (L1)"}
