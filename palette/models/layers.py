@@ -44,6 +44,13 @@ class GroupNormSiLU(nn.GroupNorm):
         )
 
 
+def add_to(residual: Tensor, conv: nn.Module, x: Tensor) -> Tensor:
+    """``residual`` + conv(x), in one operation where the layer has one (``packed.PackedConv``)."""
+    plus: Callable[[Tensor, Tensor], Tensor] | None = getattr(conv, "plus", None)
+    y: Tensor = residual + conv(x) if plus is None else plus(x, residual)
+    return y
+
+
 class PointwiseConv(nn.Conv1d):
     """The published 1x1 Conv1d (weight [O, I, 1]), applied to [N, C, H, W] as it lies in memory."""
 
@@ -174,9 +181,7 @@ class ResBlock(nn.Module):
             h = norm(h, scale, shift)
         else:
             h = norm(h + film[:, :, None, None].to(h.dtype))
-        h = conv(dropout(h, seeds))
-        y: Tensor = self.skip_connection(x) + h
-        return y
+        return add_to(self.skip_connection(x), conv, dropout(h, seeds))
 
 
 class Attention(nn.Module):
@@ -215,8 +220,8 @@ class AttentionBlock(Attention):
         return maybe_recompute(self.checkpoint, self._forward, x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.proj_out(attention(self.qkv(self.norm(x)), self.heads, self.order))
-        return x + h
+        h = attention(self.qkv(self.norm(x)), self.heads, self.order)
+        return add_to(x, self.proj_out, h)
 
 
 class ConditionedSequential(nn.Sequential):

@@ -18,6 +18,7 @@ from palette.models.layers import (
     Dropout,
     GroupNormSiLU,
     Upsample,
+    add_to,
     attention_levels,
     channels_last,
     check_sizes,
@@ -254,8 +255,7 @@ class SelfAttention(Attention):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.out(attention(self.qkv(self.norm(x)), self.heads, "new"))
-        return x + y
+        return add_to(x, self.out, attention(self.qkv(self.norm(x)), self.heads, "new"))
 
 
 class AttendingBlock(nn.Module):
