@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypedDict
 
 import torch
@@ -21,6 +22,7 @@ from palette.build import (
 from palette.config import Config
 from palette.diffusion.sampler import Sampler
 from palette.models.layers import channels_last
+from palette.models.packed import pack
 from palette.models.tiled import Tiled
 from palette.ops import noise, philox
 
@@ -186,12 +188,17 @@ class Engine:
         step = torch.zeros((), dtype=torch.int64, device=self.device)
         return noise(seeds, step, shape, stream=philox.CONDITION)
 
+    @cached_property
+    def _packed(self) -> nn.Module:
+        """The network as it was when it was first sampled from, made ready for this device."""
+        return pack(self.network)
+
     def _sampler(self, request: Request) -> Sampler:
         key = (request.solver, request.steps, request.eta, request.guidance, request.tiled)
         if key not in self._samplers:
             tile = image_size(self.config)
             self._samplers[key] = Sampler(
-                Tiled(self.network, tile) if request.tiled else self.network,
+                Tiled(self._packed, tile) if request.tiled else self._packed,
                 build_levels(self.config, request.steps),
                 solver=request.solver,
                 prediction=self.config.model.prediction,
