@@ -33,7 +33,7 @@ def pytest_xdist_auto_num_workers() -> int:
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # What nobody would pick instead.
-_NO_ALTERNATIVE = ("copy", "reference", "ours")
+_NO_ALTERNATIVE = ("copy", "floor", "reference", "ours")
 
 _tables: dict[str, list[dict[str, Any]]] = {}
 
