@@ -41,6 +41,7 @@ from palette._durable import flush, remove, sweep, writing
 
 ALL = ("model", "ema", "trainer")
 DIGEST = 12  # digits of a SHA-256 that name the weights in written pictures
+_EMA = re.compile(r"ema-.+\.safetensors")
 _STEP = re.compile(r"step_(\d{8,})")
 
 
@@ -82,9 +83,12 @@ def save(
     ema: Mapping[str, Tensor],
     trainer: Mapping[str, Any],
     config_yaml: str,
+    averages: Mapping[str, Mapping[str, Tensor]] | None = None,
     meta: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write ``<run_dir>/checkpoints/step_<step>`` atomically and durably; returns its path.
+
+    ``averages`` are further ones by name.
 
     Raises:
         CheckpointError: the disk is full, read-only or failing. Nothing is left under the final
@@ -99,6 +103,8 @@ def save(
         temporary.mkdir()
         save_file(_packed(model), temporary / "model.safetensors")
         save_file(_packed(ema), temporary / "ema.safetensors")
+        for name, average in (averages or {}).items():
+            save_file(_packed(average), temporary / f"ema-{name}.safetensors")
         with (temporary / "trainer.pt").open("wb") as file:
             torch.save(dict(trainer), file)
         (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
@@ -154,7 +160,8 @@ def load(path: str | Path, parts: Sequence[str] = ALL) -> Checkpoint:
 
     Args:
         parts: of ``model``, ``ema``, ``ema-<name>`` and ``trainer``, what to load; ``("ema",)`` is
-            enough to sample. An exported file has only ``ema``.
+            enough to sample, and ``trainer`` brings all ``ema-<name>`` along. An exported file has
+            only ``ema``.
 
     Raises:
         CheckpointError: it does not exist, is damaged, or is something else.
@@ -311,12 +318,15 @@ def file_digest(path: str | Path) -> str:
 
 def _load_directory(path: Path, parts: Sequence[str]) -> Checkpoint:
     weights = {part: f"{part}.safetensors" for part in sorted(parts) if part != "trainer"}
+    if "trainer" in parts:  # a run is continued with all of its averages
+        listed = _sealed.read(path / "meta.json")["files"]
+        weights |= {name.removesuffix(".safetensors"): name for name in listed if _EMA.match(name)}
     names = [*weights.values(), "config.yaml", *(["trainer.pt"] if "trainer" in parts else [])]
     meta = verify(path, names)
     missing = [name for name in names if name not in meta["files"]]
     if missing:
-        listed = ", ".join(meta["files"])
-        raise CheckpointError(f"{path}: holds no {', '.join(missing)}; it holds {listed}")
+        held = ", ".join(meta["files"])
+        raise CheckpointError(f"{path}: meta.json lists no {', '.join(missing)}, but {held}")
     loaded = {part: load_safetensors(path / name)[0] for part, name in weights.items()}
     return Checkpoint(
         path=path,

@@ -150,7 +150,13 @@ class Train:
     )
     ema_warmup: bool = option(True, "that warm-up; false: train.ema_decay from the first update")
     ema_start: int = option(0, "before the first update of the average", unit="steps", low=0)
-    ema_every: int = option(1, "between updates of the average", unit="steps", low=1)
+    ema_decays: list[float] = option(
+        [], "of further averages, saved as ema-<decay>", low=0, below=1, empty=True
+    )
+    swa_start: int | None = option(
+        None, "before an equal mean of the weights, saved as ema-swa", unit="steps", low=0
+    )
+    ema_every: int = option(1, "between updates of the averages", unit="steps", low=1)
     loss: Literal["l2", "l1", "huber"] = option("l2", "distance to the prediction target")
     normalise_loss: bool = option(
         True, "divide by the area of the hole; false: mean over all pixels, as published"

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, the weights that samples are drawn from."""
+"""Averages of the weights: the one that samples are drawn from, and further ones by name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+
+from palette.config import Train
 
 
 class EMA:
@@ -46,3 +48,59 @@ class EMA:
         """Restore the average (strictly) and the number of updates."""
         self.network.load_state_dict(state)
         self.updates = updates
+
+
+class Mean(EMA):
+    """The equal mean of the weights at every update: stochastic weight averaging (Izmailov et al.
+    2018, "Averaging Weights Leads to Wider Optima and Better Generalization")."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network, 1.0)
+
+    def decay_now(self) -> float:
+        """n / (n + 1)."""
+        return self.updates / (self.updates + 1)
+
+
+class Further:
+    """Averages beside the main one, each a copy of the network.
+
+    Args:
+        network: the trained one.
+        train: ``ema_decays`` has an EMA each, named by its decay ("0.999"); from step ``swa_start``
+            on "swa" takes in the weights.
+    """
+
+    def __init__(self, network: nn.Module, train: Train) -> None:
+        self._swa_start = train.swa_start
+        self._averages = {
+            f"{decay:g}": EMA(network, decay, warmup=train.ema_warmup) for decay in train.ema_decays
+        }
+        if train.swa_start is not None:
+            self._averages["swa"] = Mean(network)
+
+    def update(self, step: int) -> None:
+        """Take in the network's weights at a step, counted from 0."""
+        for average in self._averages.values():
+            begun = not isinstance(average, Mean) or step >= (self._swa_start or 0)
+            if begun:
+                average.update()
+
+    def states(self) -> dict[str, dict[str, Tensor]]:
+        """The averages that have begun, by name."""
+        return {name: a.network.state_dict() for name, a in self._averages.items() if a.updates}
+
+    def updates(self) -> dict[str, int]:
+        """How many updates each had."""
+        return {name: average.updates for name, average in self._averages.items()}
+
+    def load(
+        self,
+        states: Mapping[str, Mapping[str, Tensor]],
+        updates: Mapping[str, int],
+        weights: Mapping[str, Tensor],
+    ) -> None:
+        """Restore those that were saved; the others begin at ``weights``."""
+        for name, average in self._averages.items():
+            known = name in states
+            average.load(states[name] if known else weights, updates[name] if known else 0)

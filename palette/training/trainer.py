@@ -29,7 +29,7 @@ from palette.data.dataset import Batch, Batches, TaskDataset
 from palette.data.loader import Loader
 from palette.diffusion import objective
 from palette.training.distributed import World, check_share, parallel, unsynchronised
-from palette.training.ema import EMA
+from palette.training.ema import EMA, Further
 from palette.training.interrupts import Interrupts
 from palette.training.levels import LEVELS, LevelLosses
 from palette.training.logging import RunLog
@@ -85,6 +85,7 @@ class Trainer:
         self.trained = trained(self.network, config.train)
         self.model = parallel(self.network, world)
         self.ema = EMA(self.network, config.train.ema_decay, warmup=config.train.ema_warmup)
+        self.further = Further(self.network, config.train)
         self.schedule = build_schedule(config)
         self.optimizer = adam(self.trained, config.train)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype is torch.float16)
@@ -172,6 +173,7 @@ class Trainer:
             self.scaler.step(self.optimizer)
             if self.step >= train.ema_start and (self.step + 1) % train.ema_every == 0:
                 self.ema.update()
+                self.further.update(self.step)
             self.window.append(loss)
             self.levels.add(totals[2:].view(2, LEVELS))
         self.scaler.update()
@@ -320,6 +322,7 @@ class Trainer:
                     self.step,
                     model=self.network.state_dict(),
                     ema=self.ema.network.state_dict(),
+                    averages=self.further.states(),
                     trainer=state,
                     config_yaml=configs.to_yaml(self.config),
                     meta={"palette": palette.__version__, "samples": self.samples},
@@ -338,6 +341,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ema_updates": self.ema.updates,
+            "further_updates": self.further.updates(),
             "step": self.step,
             "samples": self.samples,
             "bad_steps": self.bad_steps,
@@ -352,6 +356,8 @@ class Trainer:
         try:
             self.network.load_state_dict(found.model)
             self.ema.load(found.ema, found.trainer["ema_updates"])
+            updates = found.trainer.get("further_updates", {})
+            self.further.load(found.averages, updates, found.model)
             self.optimizer.load_state_dict(found.trainer["optimizer"])
             self.scaler.load_state_dict(found.trainer["scaler"])
             for name in ("step", "samples", "bad_steps", "validated"):

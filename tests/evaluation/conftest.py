@@ -22,7 +22,8 @@ run: {dir: RUN}
 model: {channels: 32, channel_mults: [1, 1], res_blocks: 1, attention_resolutions: [8]}
 task: {name: inpaint, mask: center}
 data: {image_size: 16, batch_size: 4, validation: 7, samples_per_epoch: 64}
-train: {steps: 4, save_every: 2, log_every: 1, sample_every: 0, precision: float32}
+train: {steps: 4, save_every: 2, log_every: 1, sample_every: 0, precision: float32,
+  ema_decays: [0.5], swa_start: 2}
 sample: {steps: 2, count: 2}
 """
 

@@ -173,17 +173,20 @@ def test_raw_weights_are_another_evaluation(run, straight, tmp_path, capsys):
     assert message.count("\n") == 1
     assert evaluate(run, tmp_path, "--weights", "raw", "--limit", "2") == 0
     assert results(tmp_path)["scores"]["psnr"]["images"] == 2
-    assert main([*_command(run, tmp_path / "x"), "--weights", "swa"]) == 1
-    assert "ema-swa.safetensors" in capsys.readouterr().err
+    assert main([*_command(run, tmp_path / "x"), "--weights", "mean"]) == 1
+    assert (
+        "lists no ema-mean.safetensors, but config.yaml, ema-0.5.safetensors"
+        in capsys.readouterr().err
+    )
 
 
 def test_several_weights_stand_side_by_side(run, tmp_path, capsys):
-    assert evaluate(run, tmp_path, "--weights", "ema,raw", "--limit", "2") == 0
-    for name in ("ema", "raw"):
+    assert evaluate(run, tmp_path, "--weights", "ema,raw,0.5,swa", "--limit", "2") == 0
+    for name in ("ema", "raw", "0.5", "swa"):
         assert results(tmp_path / name)["scores"]["psnr"]["images"] == 2
         assert (tmp_path / name / "index.html").exists()
     table = capsys.readouterr().out.splitlines()
-    assert ["metric", "ema", "raw"] in [line.split() for line in table]
+    assert ["metric", "ema", "raw", "0.5", "swa"] in [line.split() for line in table]
 
 
 def test_the_folder_of_a_run_is_where_it_goes_by_itself(run, capsys):

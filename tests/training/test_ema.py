@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from palette.training.ema import EMA
+from palette.config import Train
+from palette.training.ema import EMA, Further, Mean
 
 
 def network() -> nn.Module:
@@ -78,3 +79,38 @@ def test_without_warm_up_as_published() -> None:
     ema.update()
     for old, new in zip(before, ema.network.parameters(), strict=True):
         torch.testing.assert_close(new, old + 0.1)
+
+
+def test_the_equal_mean_is_the_mean_of_the_weights_it_saw() -> None:
+    trained = network()
+    mean = Mean(trained)
+    seen = []
+    for _ in range(7):
+        with torch.no_grad():
+            for parameter in trained.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        mean.update()
+        seen.append([parameter.detach().double() for parameter in trained.parameters()])
+    for average, values in zip(mean.network.parameters(), zip(*seen, strict=True), strict=True):
+        torch.testing.assert_close(average.double(), sum(values) / 7, rtol=1e-5, atol=1e-6)
+
+
+def test_further_averages_begin_when_they_should_and_are_restored() -> None:
+    trained = network()
+    options = Train(ema_decays=[0.5, 0.999], swa_start=2)
+    further = Further(trained, options)
+    assert further.states() == {}
+    for step in range(4):
+        with torch.no_grad():
+            for parameter in trained.parameters():
+                parameter.add_(1)
+        further.update(step)
+        assert set(further.states()) == {"0.5", "0.999", *(("swa",) if step >= 2 else ())}
+    assert further.updates() == {"0.5": 4, "0.999": 4, "swa": 2}
+    swa = further.states()["swa"]["0.weight"]
+    torch.testing.assert_close(swa, trained.state_dict()["0.weight"] - 0.5)
+    again = Further(network(), Train(ema_decays=[0.5, 0.9], swa_start=2))
+    again.load(further.states(), further.updates(), trained.state_dict())
+    assert again.updates() == {"0.5": 4, "0.9": 0, "swa": 2}
+    assert torch.equal(again.states()["swa"]["0.weight"], swa)
+    assert "0.9" not in again.states()

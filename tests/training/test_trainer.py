@@ -47,8 +47,7 @@ def contents(run: Path) -> dict[str, Any]:
     files = found.meta["files"]
     trainer = {key: value for key, value in found.trainer.items() if key != "seconds"}
     return {
-        "model": files["model.safetensors"]["sha256"],
-        "ema": files["ema.safetensors"]["sha256"],
+        **{name: facts for name, facts in files.items() if name.endswith(".safetensors")},
         "trainer": repr(_hashable(trainer)),
     }
 
@@ -82,6 +81,7 @@ def wait_for_lines(run: Path, count: int, process: subprocess.Popen[bytes]) -> N
     "overrides",
     [
         ("train.accumulate=2", "train.log_every=3"),
+        ("train.ema_decays=[0.5]", "train.swa_start=6"),
         ("train.precision=bfloat16", "data.workers=2"),
     ],
 )
