@@ -185,7 +185,7 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     convert.add_argument(
         "--image-size", type=positive, default=256, help="training size, where no config says it"
     )
-    convert.add_argument("--weights", choices=("ema", "raw"), default="ema")
+    convert.add_argument("--weights", default="ema", help="ema, raw, or a further average by name")
     convert.set_defaults(run=_convert)
 
 
