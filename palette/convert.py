@@ -46,7 +46,7 @@ def convert(
         config: ours or a published JSON one. Without it the options are those that the weights
             show, and of the rest those that are usual; the report says so.
         image_size: side of the training images, where no config says it.
-        weights: "ema", "raw" or the name of a further average, where ``source`` has both.
+        weights: "ema", "raw" or the name of a further average, where ``source`` has them.
 
     Returns:
         The report, line by line.
