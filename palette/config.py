@@ -25,6 +25,7 @@ from palette._config_task import Task as Task
 from palette._config_task import check_task
 from palette._config_text import ConfigError as ConfigError
 from palette._config_text import entries, override, read_text
+from palette._config_train import Train as Train
 
 
 def _sources() -> list[str]:
@@ -131,49 +132,6 @@ class Data:
     drop_last: bool = option(
         False, "end each epoch with its last full batch; false: batches reach into the next"
     )
-
-
-@dataclasses.dataclass
-class Train:
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "auto: bfloat16 where it is fast, else float32 (float16 on sm_75)"
-    )
-    steps: int = option(10000, "optimizer steps in all", unit="steps", low=1)
-    lr: float = option(1e-4, "learning rate after warm-up", above=0, high=10)
-    warmup: int = option(0, "linear rise of the learning rate", unit="steps", low=0)
-    weight_decay: float = option(0.0, "of AdamW", low=0, high=10)
-    betas: list[float] = option([0.9, 0.999], "of AdamW", low=0, below=1, pair=True)
-    clip: float = option(1.0, "largest gradient norm; 0 never clips", low=0)
-    accumulate: int = option(1, "backward passes that share one step's batch", low=1)
-    ema_decay: float = option(
-        0.9999, "of the averaged weights, after warm-up (1+n)/(10+n)", low=0, below=1
-    )
-    ema_warmup: bool = option(True, "that warm-up; false: train.ema_decay from the first update")
-    ema_start: int = option(0, "before the first update of the average", unit="steps", low=0)
-    ema_decays: list[float] = option(
-        [], "of further averages, saved as ema-<decay>", low=0, below=1, empty=True
-    )
-    swa_start: int | None = option(
-        None, "before an equal mean of the weights, saved as ema-swa", unit="steps", low=0
-    )
-    ema_every: int = option(1, "between updates of the averages", unit="steps", low=1)
-    loss: Literal["l2", "l1", "huber"] = option("l2", "distance to the prediction target")
-    normalise_loss: bool = option(
-        True, "divide by the area of the hole; false: mean over all pixels, as published"
-    )
-    norms_only: bool = option(False, "train the normalisation layers alone", fixed=True)
-    resume_from: str = option(
-        "", "published checkpoint that a new run continues, without _Network.pth or .state"
-    )
-    label_drop: float = option(
-        0.1, "share of samples trained without their label, for guidance", low=0, below=1
-    )
-    save_every: int = option(1000, "between checkpoints", unit="steps", low=1)
-    log_every: int = option(10, "between lines of metrics.jsonl", unit="steps", low=1)
-    sample_every: int = option(
-        1000, "between validations with the sampler; 0 never", unit="steps", low=0
-    )
-    keep: int = option(2, "newest checkpoints kept", low=2)
 
 
 @dataclasses.dataclass

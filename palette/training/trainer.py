@@ -35,6 +35,7 @@ from palette.training.levels import LEVELS, LevelLosses
 from palette.training.logging import RunLog
 from palette.training.optimizer import adam, trained
 from palette.training.pictures import grid
+from palette.training.rate import learning_rate
 from palette.training.resume import RunExists as RunExists
 from palette.training.resume import find
 from palette.training.takeover import take_over
@@ -155,7 +156,7 @@ class Trainer:
     def _train_step(self, batch: Batch, log: RunLog, interrupts: Interrupts) -> bool:
         """One optimizer step; False when a signal asked any process to stop."""
         train = self.config.train
-        rate = train.lr * min(1.0, (self.step + 1) / max(train.warmup, 1))
+        rate = learning_rate(self.step, train)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         per_sample, gamma = self._backward(batch)

@@ -81,7 +81,7 @@ def wait_for_lines(run: Path, count: int, process: subprocess.Popen[bytes]) -> N
     "overrides",
     [
         ("train.accumulate=2", "train.log_every=3"),
-        ("train.ema_decays=[0.5]", "train.swa_start=6"),
+        ("train.ema_decays=[0.5]", "train.swa_start=6", "train.lr_schedule=exponential"),
         ("train.precision=bfloat16", "data.workers=2"),
     ],
 )
