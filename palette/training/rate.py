@@ -36,7 +36,7 @@ def _cosine(since: int, train: Train) -> float:
 
 
 def _exponential(since: int, train: Train) -> float:
-    return max(train.lr_factor ** (since / train.lr_every), train.lr_end)
+    return max(math.pow(train.lr_factor, since / train.lr_every), train.lr_end)
 
 
 def _step(since: int, train: Train) -> float:
