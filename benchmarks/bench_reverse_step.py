@@ -17,7 +17,7 @@ from torch import Tensor
 
 from palette import ops
 
-SHAPES = [(1, 3, 64, 64), (1, 3, 256, 256), (8, 3, 256, 256)]
+SHAPES = [(1, 3, 64, 64), (1, 3, 128, 128), (1, 3, 256, 256), (8, 3, 256, 256)]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TABLE = torch.tensor([[1.01, -0.1, 0.3, 0.7, 0.0, 0.1]])
 

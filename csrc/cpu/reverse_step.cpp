@@ -44,8 +44,8 @@ template <class T>
 struct Loops {
   void (*advance)(const Run& run, const Row& row, int64_t count);
   // At most kPixels elements, `step` apart in the operand.
-  void (*read)(const T* from, int64_t step, int64_t count, float* to);
-  void (*write)(const float* from, int64_t count, T* to, int64_t step);
+  void (*read)(T* from, int64_t step, int64_t count, float* to);
+  void (*write)(float* from, int64_t count, T* to, int64_t step);
 };
 
 }  // namespace
@@ -93,15 +93,14 @@ struct Operand {
 template <class T>
 void read(const Operand& from, int64_t n, int64_t c, int64_t begin, int64_t count, float* to) {
   const Loops<T>& kernels = loops<T>();
-  const T* data = static_cast<const T*>(from.data);
+  T* data = static_cast<T*>(from.data);
   from.lines(n, c, begin, count, [&](int64_t offset, int64_t first, int64_t length) {
     kernels.read(data + offset, from.step, length, to + first);
   });
 }
 
 template <class T>
-void write(const Operand& to, int64_t n, int64_t c, int64_t begin, int64_t count,
-           const float* from) {
+void write(const Operand& to, int64_t n, int64_t c, int64_t begin, int64_t count, float* from) {
   const Loops<T>& kernels = loops<T>();
   T* data = static_cast<T*>(to.data);
   to.lines(n, c, begin, count, [&](int64_t offset, int64_t first, int64_t length) {
@@ -126,7 +125,7 @@ float* run_of(const std::optional<Operand>& operand, int64_t n, int64_t c, int64
 }
 
 void write_run(const std::optional<Operand>& operand, int64_t n, int64_t c, int64_t begin,
-               int64_t count, const float* from) {
+               int64_t count, float* from) {
   by_dtype(operand->tensor, [&]<class T>(T) { write<T>(*operand, n, c, begin, count, from); });
 }
 

@@ -56,35 +56,51 @@ PALETTE_INLINE void convert(const From* from, int64_t count, To* to) {
   for (; at < count; ++at) to[at] = static_cast<To>(from[at]);
 }
 
-// to[i * to_step] = from[i * from_step]
+// What is moved when a value is: the compiler makes vectors of integers, not of classes.
+PALETTE_INLINE float& bits(float& value) { return value; }
+PALETTE_INLINE double& bits(double& value) { return value; }
+PALETTE_INLINE uint16_t& bits(BFloat16& value) { return value.x; }
+PALETTE_INLINE uint16_t& bits(Half& value) { return value.x; }
+
+// to[i] = from[i * step], in vectors for pictures of three channels.
 template <class T>
-PALETTE_INLINE void spread(const T* from, int64_t from_step, int64_t count, T* to,
-                           int64_t to_step) {
+PALETTE_INLINE void gather(T* __restrict__ from, int64_t step, int64_t count, T* __restrict__ to) {
+  if (step == 3) {
+    for (int64_t i = 0; i < count; ++i) bits(to[i]) = bits(from[3 * i]);
+  } else {
 #pragma GCC unroll 8
-  for (int64_t i = 0; i < count; ++i) to[i * to_step] = from[i * from_step];
+    for (int64_t i = 0; i < count; ++i) bits(to[i]) = bits(from[i * step]);
+  }
+}
+
+// to[i * step] = from[i]
+template <class T>
+PALETTE_INLINE void scatter(T* __restrict__ from, int64_t count, T* __restrict__ to, int64_t step) {
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < count; ++i) bits(to[i * step]) = bits(from[i]);
 }
 
 template <class T>
-PALETTE_LEAF void read(const T* from, int64_t step, int64_t count, float* to) {
+PALETTE_LEAF void read(T* from, int64_t step, int64_t count, float* to) {
   if (step == 1) return convert(from, count, to);
   if constexpr (std::is_same_v<T, float>) {
-    spread(from, step, count, to, 1);
+    gather(from, step, count, to);
   } else {
     T near[kPixels];
-    spread(from, step, count, near, 1);
+    gather(from, step, count, near);
     convert(near, count, to);
   }
 }
 
 template <class T>
-PALETTE_LEAF void write(const float* from, int64_t count, T* to, int64_t step) {
+PALETTE_LEAF void write(float* from, int64_t count, T* to, int64_t step) {
   if (step == 1) return convert(from, count, to);
   if constexpr (std::is_same_v<T, float>) {
-    spread(from, 1, count, to, step);
+    scatter(from, count, to, step);
   } else {
     T near[kPixels];
     convert(from, count, near);
-    spread(near, 1, count, to, step);
+    scatter(near, count, to, step);
   }
 }
 
