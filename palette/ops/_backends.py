@@ -26,15 +26,11 @@ NAMES = ("reference", "cpp", "cuda", "triton", "sdpa")
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 # Fastest first, per device type; the first one available is the default, and any device type that
-# is not listed gets the reference. CPU times: benchmarks/bench_<op>.py, smallest, two cores of an
-# EPYC with AVX-512. CUDA: not measured yet.
+# is not listed gets the reference. CPU: benchmarks/results/2026-11-20-cpu-epyc/ops.json, in which
+# cpp is the fastest in every row. CUDA: not measured yet, the order is a guess.
 DEFAULTS: dict[str, dict[str, tuple[str, ...]]] = {
-    # CPU: not measured yet
-    "group_norm_silu": {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")},
-    # CPU, [1, 1536, 16, 16] and 32x32 with 16 heads, float32: cpp 0.41 and 6.4 ms, sdpa 0.99 and
-    # 13.8 ms, reference 1.13 and 81 ms; bfloat16 within 10 % of that
     "attention": {"cpu": ("cpp", "sdpa", "reference"), "cuda": ("sdpa", "reference")},
-    # CPU, [1, 3, 256, 256]: cpp 0.096 ms, reference 1.59 ms; torch.randn takes 0.45 ms
+    "group_norm_silu": {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")},
     "noise": {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")},
     "reverse_step": {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")},
 }
