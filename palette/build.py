@@ -122,6 +122,7 @@ def build_datasets(config: Config, *, split: bool = True) -> tuple[TaskDataset, 
         limit=data.limit,
         conditions=data.conditions,
         names=data.names,
+        classes=config.model.num_classes if data.source == "shards" else None,
     )
     seed, fit = config.run.seed, data.fit
     dataset = TaskDataset(

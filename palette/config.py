@@ -106,10 +106,10 @@ class Schedule:
 class Data:
     source: str = option(
         "photos",
-        "photos: the pictures inside scikit-image; folder, list, pairs, classes: at data.path",
+        "photos: those in scikit-image; folder, list, shards (tar), pairs, classes: at data.path",
         known=_sources,
     )
-    path: str = option("", "folder of images, or text file of paths")
+    path: str = option("", "folder of images, text file of paths, or tar files by path or pattern")
     conditions: str = option("", "of pairs: folder of conditions named as the images at data.path")
     names: str = option("", "of pairs: text file of names; empty: all")
     limit: int | None = option(None, "use the first so many pictures only; null: all", low=1)
@@ -331,7 +331,10 @@ def _check_together(config: Config, origin: str) -> None:
             f"{origin}: sample.steps must be 1 with model.prediction=regression; "
             f"got {config.sample.steps}"
         )
-    if config.data.source in ("folder", "list", "pairs", "classes") and not config.data.path:
+    if (
+        config.data.source in ("folder", "list", "shards", "pairs", "classes")
+        and not config.data.path
+    ):
         raise ConfigError(f"{origin}: data.path is needed with data.source={config.data.source}")
     if config.data.source != "pairs":
         for name in ("conditions", "names"):

@@ -7,11 +7,13 @@ cannot be read, or would not fit into memory, is refused in one line that names 
 from __future__ import annotations
 
 import functools
+import io
 import os
 import stat
 import threading
 import warnings
 from collections.abc import Sequence
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -77,7 +79,28 @@ def read(
     name = printable(path)
     _check_file(path, name)
     try:
-        with open(path, "rb") as file, _open(file, max_pixels, name) as image:
+        with open(path, "rb") as file:
+            return _decoded(file, name, max_pixels, at_least, background)
+    except OSError as error:
+        raise UnreadableImage(f"{name}: damaged image: {_one_line(error)}") from error
+
+
+def read_bytes(data: bytes, name: str, *, at_least: tuple[int, int] | None = None) -> Image.Image:
+    """The picture in the contents of a file, called ``name`` in messages; see :func:`read`."""
+    if not data:
+        raise UnreadableImage(f"{name}: empty file")
+    return _decoded(io.BytesIO(data), name, MAX_PIXELS, at_least, _WHITE)
+
+
+def _decoded(
+    file: IO[bytes],
+    name: str,
+    max_pixels: int,
+    at_least: tuple[int, int] | None,
+    background: tuple[int, int, int],
+) -> Image.Image:
+    try:
+        with _open(file, max_pixels, name) as image:
             if image.width * image.height > max_pixels:
                 raise UnreadableImage(_too_large(name, f"{image.width}x{image.height}", max_pixels))
             turned = _orientation(image) >= 5
@@ -210,14 +233,14 @@ def _check_file(path: str | os.PathLike[str], name: str) -> None:
         raise UnreadableImage(f"{name}: empty file")
 
 
-def _open(file: object, max_pixels: int, name: str) -> Image.Image:
+def _open(file: IO[bytes], max_pixels: int, name: str) -> Image.Image:
     """Header of an image. Pillow's own limit, a global, is ours for the moment of opening."""
     with _pillow_limit, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # half our limit is where Pillow would begin to warn
         before = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)
         try:
-            return Image.open(file, formats=_formats())  # type: ignore[arg-type]
+            return Image.open(file, formats=_formats())
         finally:
             Image.MAX_IMAGE_PIXELS = before
 

@@ -1,4 +1,4 @@
-"""Where pictures come from: the sample photographs, a folder, a list, pairs, classes.
+"""Where pictures come from: the sample photographs, a folder, a list, shards, pairs, classes.
 
 A source is anything with a length, ``load(index, draws)`` and ``name(index)``. It hands out
 pictures of any size; the dataset crops and resizes what has not the wanted size yet.
@@ -16,6 +16,7 @@ from PIL import Image
 from palette.data import images, paths
 from palette.data.order import Draws
 from palette.data.photos import Photos
+from palette.data.shards import Shards
 
 
 class Pair(NamedTuple):
@@ -81,14 +82,17 @@ def open_source(
     detail: int = 2,
     conditions: str = "",
     names: str = "",
+    classes: int | None = None,
 ) -> Source:
     """The source that a config names; ``conditions`` and ``names`` are those of :class:`Pairs`.
+
+    ``classes`` is that of ``shards.Shards``: how many there are, where labels are wanted of it.
 
     Raises ValueError when there is none of that name.
     """
     if name not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(sorted(SOURCES))}, got '{name}'")
-    given = {"conditions": conditions, "names": names}
+    given = {"conditions": conditions, "names": names, "classes": classes}
     extra = {key: value for key, value in given.items() if value}
     return SOURCES[name](path, image_size=image_size, detail=detail, **extra)
 
@@ -250,6 +254,22 @@ class Classes:
         return self._folder.relative(index).split(os.sep, 1)[0]
 
 
+class LabelledShards:
+    """The pictures of shards with their labels."""
+
+    def __init__(self, source: Shards) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def load(self, index: int, draws: Draws) -> Labelled:
+        return Labelled(self._source.load(index, draws), int(self._source.labels[index]))
+
+    def name(self, index: int) -> str:
+        return self._source.name(index)
+
+
 def class_names(path: str | os.PathLike[str]) -> list[str]:
     """The folders of a folder in order of names: class 0, 1, …. Raises ValueError without any."""
     root = os.fspath(path)
@@ -283,6 +303,14 @@ def _folder(path: str, *, image_size: tuple[int, int], detail: int) -> Source:
 @register_source("list")
 def _list(path: str, *, image_size: tuple[int, int], detail: int) -> Source:
     return List(path, image_size=image_size, detail=detail)
+
+
+@register_source("shards")
+def _shards(
+    path: str, *, image_size: tuple[int, int], detail: int, classes: int | None = None
+) -> Source:
+    shards = Shards(path, image_size=image_size, detail=detail, classes=classes)
+    return shards if classes is None else LabelledShards(shards)
 
 
 @register_source("pairs")

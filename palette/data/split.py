@@ -99,18 +99,26 @@ def open_split(
     limit: int | None = None,
     conditions: str = "",
     names: str = "",
+    classes: int | None = None,
 ) -> tuple[Source, Source | None]:
     """Training and validation sources of the kind ``name``, the second with ``validation`` samples.
 
     ``samples`` is the length of an epoch where the source itself has none (photos). ``detail`` is
     how many times ``image_size`` pictures should at least have on each side. ``limit`` takes the
     first so many pictures only, ``pictures`` of them are held out (see :func:`hold_out`), and
-    ``conditions`` and ``names`` are those of ``sources.Pairs``. Raises ValueError.
+    ``conditions`` and ``names`` are those of ``sources.Pairs``, ``classes`` that of
+    ``shards.Shards``. Raises ValueError.
     """
     if name == "photos":
         held = Photos("validation", image_size=image_size, samples=validation or 1)
         return Photos(image_size=image_size, samples=samples), held if validation else None
     source = open_source(
-        name, path, image_size=image_size, detail=detail, conditions=conditions, names=names
+        name,
+        path,
+        image_size=image_size,
+        detail=detail,
+        conditions=conditions,
+        names=names,
+        classes=classes,
     )
     return hold_out(source if limit is None else First(source, limit), validation, pictures)
