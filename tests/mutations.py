@@ -148,7 +148,7 @@ def tests(folder: Path, backend: str, op: str) -> subprocess.CompletedProcess[st
 
 def killer(ran: subprocess.CompletedProcess[str]) -> str:
     """The test that failed, without its file; a crash counts too."""
-    found = re.findall(r"^FAILED \S+?::(\S+)", ran.stdout, re.MULTILINE)
+    found = re.findall(r"FAILED \S+?::(\S+)", ran.stdout)
     inner = [each for each in found if "test_tests_of_every_backend" not in each]
     if inner or found:
         return (inner or found)[0]
