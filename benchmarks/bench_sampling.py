@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from palette import ops
 from palette.diffusion.sampler import Sampler
 from palette.diffusion.schedule import Schedule, spaced
-from palette.models.packed import PackedConv, pack
+from palette.models.layers import PointwiseConv
+from palette.models.packed import pack
 from palette.models.unet import UNet
 from palette.training.summary import unfuse
 
@@ -91,30 +92,24 @@ def _our_steps(condition: Tensor, device: str) -> Callable[[], Tensor]:
 
 
 def _convolutions(condition: Tensor) -> Callable[[], object]:
-    """All convolutions of one forward pass on the inputs they get there, as often as steps."""
-    network = pack(published_network().to(torch.bfloat16))
+    """The network's own convolutions on the inputs they get there, packed, as often as steps."""
+    network = published_network().to(torch.bfloat16)
     calls: list[tuple[nn.Module, Tensor]] = []
     for layer in network.modules():
-        if isinstance(layer, PackedConv):
-            layer.register_forward_hook(lambda layer, x, _: calls.append((layer, x[0].clone())))
-            layer.plus = _apart(layer)  # type: ignore[method-assign]
+        if isinstance(layer, (nn.Conv2d, PointwiseConv)):
+            layer.register_forward_hook(lambda layer, x, _: calls.append((layer, x[0])))
     gamma = torch.full((len(condition),), 0.5)
     network(torch.cat([condition, condition], dim=1).to(torch.bfloat16), gamma)
+    for layer, _ in calls:
+        layer._forward_hooks.clear()
+    packed = [(pack(nn.Sequential(layer)), x) for layer, x in calls]
 
     def run() -> None:
         for _ in range(STEPS):
-            for layer, x in calls:
-                layer.forward(x)
+            for layer, x in packed:
+                layer(x)
 
     return run
-
-
-def _apart(layer: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    def plus(x: Tensor, residual: Tensor) -> Tensor:
-        y: Tensor = residual + layer(x)
-        return y
-
-    return plus
 
 
 def _openvino(side: int, batch: int) -> float | None:

@@ -172,7 +172,9 @@ class ResBlock(nn.Module):
         norm, _, conv = self.in_layers
         h = norm(x)
         if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
+            x = self.resample(x)
+            if not getattr(conv, "resamples", False):  # as ``packed.SubpixelConv`` does
+                h = self.resample(h)
         h = conv(h)
         film = embedding[:, self.columns]  # [N, 2C] or [N, C]
         norm, _, dropout, conv = self.out_layers

@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from palette.models import packed
-from palette.models.packed import PackedConv, pack
+from palette.models.packed import PackedConv, SubpixelConv, pack
 from palette.models.sr3 import SR3UNet
 from palette.models.unet import UNet
 
@@ -57,6 +58,17 @@ def test_same_answers(make, dtype) -> None:
     assert fast.dtype == plain.dtype
     error, allowed = (fast.double() - exact).norm(), (plain.double() - exact).norm()
     assert error <= 1.2 * allowed
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1), (2, 3, 4, 7), (1, 32, 8, 8)])
+@torch.no_grad()
+def test_enlarging_and_convolving_at_once(shape) -> None:
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(shape[1], 5, 3, padding=1), torch.randn(shape)
+    wanted = conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    found = SubpixelConv(conv.weight, conv.bias)(x)
+    assert found.shape == wanted.shape
+    assert torch.allclose(found, wanted, atol=1e-5)
 
 
 @torch.no_grad()
