@@ -115,9 +115,12 @@ def pack(network: nn.Module) -> nn.Module:
         return network
     packed = copy.deepcopy(network, {id(each): each for each in tensors})
     for block in list(packed.modules()):
-        if isinstance(block, ResBlock) and isinstance(block.resample, Upsample):
-            if _packable(block.in_layers[-1]):
-                block.in_layers[-1] = _subpixel(block.in_layers[-1])
+        if (
+            isinstance(block, ResBlock)
+            and isinstance(block.resample, Upsample)
+            and _packable(block.in_layers[-1])
+        ):
+            block.in_layers[-1] = _subpixel(block.in_layers[-1])
     for parent in list(packed.modules()):
         for name, layer in parent.named_children():
             if isinstance(layer, Upsample) and layer.conv is not None and _packable(layer.conv):
