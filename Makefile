@@ -32,7 +32,7 @@ gpu: # build for the GPU of this machine, test, sanitize, measure: one folder in
 
 # The package is built into a folder of its own, whose library has the sanitizers in it.
 SANITIZE = address,undefined
-COMPILED = attention group_norm_silu noise reverse_step fuzz layer_shapes instruction_sets instructions
+COMPILED = attention dropout group_norm_silu noise reverse_step fuzz layer_shapes instruction_sets instructions
 asan:
 	CUDA_HOME=/none PALETTE_SANITIZE=$(SANITIZE) $(PYTHON) setup.py --quiet build \
 		--build-temp build/asan-temp --build-lib build/asan

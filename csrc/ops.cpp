@@ -13,6 +13,7 @@
 STABLE_TORCH_LIBRARY_IMPL(palette, CUDA, m) {
   m.impl("attention", TORCH_BOX(&palette::cuda::attention));
   m.impl("attention_backward", TORCH_BOX(&palette::cuda::attention_backward));
+  m.impl("dropout", TORCH_BOX(&palette::cuda::dropout));
   m.impl("group_norm_silu", TORCH_BOX(&palette::cuda::group_norm_silu));
   m.impl("group_norm_silu_backward", TORCH_BOX(&palette::cuda::group_norm_silu_backward));
   m.impl("noise", TORCH_BOX(&palette::cuda::noise));
@@ -26,6 +27,7 @@ STABLE_TORCH_LIBRARY_IMPL(palette, CUDA, m) {
 STABLE_TORCH_LIBRARY_IMPL(palette, CPU, m) {
   m.impl("attention", TORCH_BOX(&palette::cpu::attention));
   m.impl("attention_backward", TORCH_BOX(&palette::cpu::attention_backward));
+  m.impl("dropout", TORCH_BOX(&palette::cpu::dropout));
   m.impl("group_norm_silu", TORCH_BOX(&palette::cpu::group_norm_silu));
   m.impl("group_norm_silu_backward", TORCH_BOX(&palette::cpu::group_norm_silu_backward));
   m.impl("noise", TORCH_BOX(&palette::cpu::noise));

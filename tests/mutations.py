@@ -40,7 +40,7 @@ class Fault:
     @property
     def op(self) -> str:
         stem = Path(self.file).stem.removesuffix("_loops").removesuffix("_backward")
-        return {"_group_norm": "group_norm_silu"}.get(stem, stem)
+        return {"_group_norm": "group_norm_silu", "philox": "noise"}.get(stem, stem)
 
     def __str__(self) -> str:
         return f"{self.backend} {self.op}: {self.name}"
@@ -48,6 +48,7 @@ class Fault:
 
 NORM, ATTENTION = "csrc/cpu/group_norm_silu", "csrc/cpu/attention"
 NOISE, STEP = "csrc/cpu/noise", "csrc/cpu/reverse_step"
+DROPOUT = "csrc/cpu/dropout"
 
 FAULTS = [
     # group_norm_silu in C++
@@ -75,13 +76,22 @@ FAULTS = [
     Fault("dk of the last queries only", ATTENTION + "_backward_loops.h", "accumulate(row == 0, wide, width, rows, transposed(at.slopes)", "accumulate(true, wide, width, rows, transposed(at.slopes)"),
     Fault("dq of the last keys only", ATTENTION + "_backward_loops.h", "accumulate<A>(key == 0,", "accumulate<A>(true,"),
     # noise in C++
-    Fault("stream ignored", NOISE + "_loops.h", "c2 = s.stream - Longs{}", "c2 = Longs{}"),
-    Fault("layer ignored", NOISE + "_loops.h", "c3 = s.layer - Longs{}", "c3 = Longs{}"),
-    Fault("upper half of the seed ignored", NOISE + "_loops.h", "static_cast<uint32_t>(s.seed >> 32)", "0"),
-    Fault("nine rounds", NOISE + "_loops.h", "round < 10", "round < 9"),
+    Fault("stream ignored", "csrc/cpu/philox.h", "c2 = s.stream - Longs{}", "c2 = Longs{}"),
+    Fault("layer ignored", "csrc/cpu/philox.h", "c3 = s.layer - Longs{}", "c3 = Longs{}"),
+    Fault("upper half of the seed ignored", "csrc/cpu/philox.h", "static_cast<uint32_t>(s.seed >> 32)", "0"),
+    Fault("nine rounds", "csrc/cpu/philox.h", "round < 10", "round < 9"),
     Fault("sine and cosine exchanged", NOISE + "_loops.h", "swap ? sine : cosine;", "swap ? cosine : sine;"),
     Fault("step of the next sample", NOISE + ".cpp", "step_of[image * step_stride]", "step_of[(image + 1) % images * step_stride]"),
     Fault("end of an image not written", NOISE + ".cpp", "std::copy_n(last, elements - first, place);", ""),
+    # dropout in C++
+    Fault("one word more dropped", DROPOUT + "_loops.h", "Floats scaled = load_row<T, kPart>(from, count) * static_cast<float>(drop.scale);\n    store_row<T, kPart>(to, count, words >= drop.first", "Floats scaled = load_row<T, kPart>(from, count) * static_cast<float>(drop.scale);\n    store_row<T, kPart>(to, count, words > drop.first"),
+    Fault("scale forgotten", DROPOUT + "_loops.h", " * static_cast<float>(drop.scale);", ";"),
+    Fault("counters of the wrong pixels", DROPOUT + "_loops.h", "++quad, even += uint64_t{1}", "++quad"),
+    Fault("end of a run not written", DROPOUT + "_loops.h", "if (left > kLanes) {", "if (false) {"),
+    Fault("bfloat16's smallest numbers lost", DROPOUT + "_loops.h", "#ifdef PALETTE_BF16", "#if 0"),
+    Fault("seed of the first sample", DROPOUT + ".cpp", "keys.const_data_ptr<int64_t>()[n]", "keys.const_data_ptr<int64_t>()[0]"),
+    Fault("runs begin at the first counter", DROPOUT + ".cpp", "static_cast<uint32_t>(first / 4)", "0"),
+    Fault("odd numbers of pixels taken for quads", DROPOUT + ".cpp", "!rows || pixels_of(x) % 4 == 0", "true"),
     # reverse_step in C++
     Fault("off-by-one step of the noise", STEP + ".cpp", "static_cast<uint32_t>(steps[n] + 1)", "static_cast<uint32_t>(steps[n])"),
     Fault("everybody's step is the first one's", STEP + ".cpp", "data[step.dim() == 0 ? 0 : n * step.stride(0)]", "data[0]"),
@@ -110,9 +120,13 @@ FAULTS = [
     Fault("upper half of the seed ignored", "kernels/noise.py", "k1 = (seed >> 32).to(tl.uint32) + zero", "k1 = zero"),
     Fault("off-by-one step of the noise", "kernels/reverse_step.py", "quad, now + 1,", "quad, now,"),
     Fault("mask turned round", "kernels/reverse_step.py", "rounded(outside * (1.0 - hole), zero) + rounded(hole * y, zero)", "rounded(outside * hole, zero) + rounded((1.0 - hole) * y, zero)"),
+    Fault("layer ignored", "kernels/dropout.py", ".to(tl.uint32) + zero\n    return", ".to(tl.uint32) * zero\n    return"),
+    Fault("pixels exchanged", "kernels/dropout.py", "at + channels, w1", "at + channels, w2"),
     # CUDA
     Fault("eps dropped", "csrc/cuda/group_norm_silu.cu", "own.count + problem.eps)", "own.count)"),
     Fault("wrong head order", "csrc/cuda/attention.cu", 'order == "legacy"', 'order == "new"'),
+    Fault("one word more dropped", "csrc/cuda/dropout.cu", "words.w[j] >= drop.first", "words.w[j] > drop.first"),
+    Fault("channels of the wrong counters", "csrc/cuda/dropout.cu", "(channel + v) * plane + quad", "(channel + v) * plane"),
     Fault("step of the first sample", "csrc/cuda/noise.cu", "step[image * step_stride]", "step[0]"),
     Fault("off-by-one step of the noise", "csrc/cuda/reverse_step.cu", "static_cast<uint32_t>(step + 1)", "static_cast<uint32_t>(step)"),
 ]  # fmt: skip

@@ -30,6 +30,8 @@ std::tuple<Tensor, Tensor> attention(const Tensor& qkv, int64_t heads, const std
 Tensor attention_backward(const Tensor& grad, const Tensor& qkv, const Tensor& out,
                           const Tensor& lse, int64_t heads, const std::string& order);
 
+Tensor dropout(const Tensor& x, const Tensor& seeds, double p, int64_t layer);
+
 Tensor noise(const Tensor& seeds, const Tensor& step, const std::vector<int64_t>& shape,
              int64_t stream, int64_t layer);
 

@@ -1,9 +1,10 @@
 """Layers shared by the networks.
 
 Parameter names and shapes are the published ones, so old weights load with no renaming. Every
-normalisation goes through ``palette.ops.group_norm_silu`` and every attention through
-``palette.ops.attention``; both keep the memory format of their input, and so does every other
-layer here: a channels-last input stays channels-last to the end of the network.
+normalisation goes through ``palette.ops.group_norm_silu``, every attention through
+``palette.ops.attention`` and seeded dropout through ``palette.ops.dropout``; all keep the memory
+format of their input, and so does every other layer here: a channels-last input stays channels-last
+to the end of the network.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from palette.models.noise_level import EMBEDDINGS
-from palette.ops import attention, group_norm_silu
-from palette.ops.philox import DROPOUT, uniform
+from palette.ops import attention, dropout, group_norm_silu
 
 AttentionOrder = Literal["legacy", "new"]
 
@@ -64,9 +64,8 @@ class PointwiseConv(nn.Conv1d):
 class Dropout(nn.Module):
     """Dropout whose mask is a function of (seed, layer) where seeds are given.
 
-    An element is kept where its uniform number (``ops.philox``, stream 3, this layer) reaches p,
-    so the mask depends neither on the batch around an image nor on the number of processes.
-    Without seeds it is PyTorch's own dropout.
+    The mask (``palette.ops.dropout``) depends neither on the batch around an image nor on the
+    number of processes. Without seeds it is PyTorch's own dropout.
     """
 
     def __init__(self, p: float) -> None:
@@ -82,8 +81,7 @@ class Dropout(nn.Module):
             return x
         if seeds is None:
             return F.dropout(x, self.p)
-        draws = uniform(seeds, x.shape[1:], stream=DROPOUT, layer=self.layer)
-        return torch.where(draws >= self.p, x * (1 / (1 - self.p)), 0.0)
+        return dropout(x, seeds, self.p, self.layer)
 
 
 def number_dropouts(network: nn.Module) -> None:

@@ -6,6 +6,7 @@ from palette import _extension
 from palette.ops import _backends, philox
 from palette.ops._backends import absences, backends, choose, default, names, use
 from palette.ops.attention import attention
+from palette.ops.dropout import dropout
 from palette.ops.group_norm_silu import group_norm_silu
 from palette.ops.noise import noise
 from palette.ops.reverse_step import reverse_step
@@ -16,6 +17,7 @@ __all__ = [
     "backends",
     "choose",
     "default",
+    "dropout",
     "group_norm_silu",
     "names",
     "noise",

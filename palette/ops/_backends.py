@@ -26,10 +26,11 @@ NAMES = ("reference", "cpp", "cuda", "triton", "sdpa")
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 # Fastest first, per device type; the first one available is the default, and any device type that
-# is not listed gets the reference. CPU: benchmarks/results/2026-11-20-cpu-epyc/ops.json, in which
-# cpp is the fastest in every row. CUDA: not measured yet, the order is a guess.
+# is not listed gets the reference. CPU: ops.json and dropout.json of
+# benchmarks/results/2026-11-20-cpu-epyc, where cpp is the fastest of these in every row. CUDA: not measured yet, the order is a guess.
 DEFAULTS: dict[str, dict[str, tuple[str, ...]]] = {
     "attention": {"cpu": ("cpp", "sdpa", "reference"), "cuda": ("sdpa", "reference")},
+    "dropout": {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")},
     "group_norm_silu": {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")},
     "noise": {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")},
     "reverse_step": {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")},

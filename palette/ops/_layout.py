@@ -32,7 +32,12 @@ def empty_like(x: Tensor, channels: int | None = None) -> Tensor:
 
 def dense_like(y: Tensor, x: Tensor) -> Tensor:
     """y [N, C', ...] itself where it is dense in x's layout, else a copy that is."""
-    if channels_last(x):
+    return dense(y, channels_last(x))
+
+
+def dense(y: Tensor, channels_last: bool) -> Tensor:
+    """y [N, C', ...] itself where it is dense in that layout, else a copy that is."""
+    if channels_last:
         return y.movedim(1, -1).contiguous().movedim(-1, 1)
     return y.contiguous()
 

@@ -393,6 +393,61 @@ NOISE_CASES = [
 
 
 @dataclass(frozen=True)
+class DropCase:
+    """Arguments of dropout."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    layout: str = "contiguous"
+    p: float = 0.3
+    layer: int = 5
+    size: float = 1.0  # of x
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        numbers = f"p{self.p:g}-layer{self.layer}-size{self.size:g}"
+        return f"{shape}-{SHORT[self.dtype]}-{self.layout}-{numbers}"
+
+    def arguments(self, device: str = "cpu") -> dict[str, Any]:
+        g = torch.Generator().manual_seed(sum(self.shape))
+        x = (self.size * torch.randn(self.shape, generator=g)).to(device, self.dtype)
+        seeds = (EXTREME_SEEDS * self.shape[0])[: self.shape[0]]
+        return {
+            "x": LAYOUTS[self.layout](x),
+            "seeds": torch.tensor(seeds, dtype=torch.int64, device=device),
+            "p": self.p,
+            "layer": self.layer,
+        }
+
+
+DROP_CASES = [
+    *(DropCase((2, 32, 6, 6), dtype, layout)
+      for dtype in (f32, bf16, f16, f64) for layout in LAYOUTS),
+    # pixels and elements that four divides or not, channels of a vector or not, ranks
+    *(
+        DropCase(shape, dtype, layout)
+        for shape in [(6, 8), (1, 1, 1, 1), (3, 5, 7, 9), (2, 7, 4), (5, 24, 1, 2), (2, 3, 2, 3, 4),
+                      (1, 96, 1, 1), (2, 72, 2, 2)]
+        for dtype in (f32, bf16)
+        for layout in ("contiguous", "channels_last")
+        if len(shape) > 2 or layout == "contiguous"
+    ),
+    # more than a task of the C++ kernels, or a block of the others
+    DropCase((2, 65, 12, 11), f32, "channels_last"),
+    DropCase((2, 65, 12, 11), bf16, "contiguous"),
+    DropCase((1, 9, 31, 35), f16, "contiguous"),
+    DropCase((2, 2052, 2, 4), f32, "channels_last"),
+    *(DropCase((2, 8, 4, 6), layout="channels_last", p=p) for p in (0.0, 1e-12, 0.999, 1 - 2**-26)),
+    *(DropCase((2, 8, 4, 6), layer=layer) for layer in (0, 1, 2**31, 2**32 - 1)),
+    # the smallest numbers, which some instructions take for zero
+    *(DropCase((2, 40, 2, 4), dtype, "channels_last", size=size)
+      for dtype, size in [(f32, 1e-39), (bf16, 1e-39), (f16, 1e-6)]),
+    DropCase((0, 32, 4, 4), layout="channels_last"),
+    DropCase((2, 32, 0, 4)),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
 class StepCase:
     """Arguments of reverse_step."""
 

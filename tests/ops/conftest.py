@@ -61,6 +61,7 @@ _poison_the_heap()
 _LISTS = {
     "norm_case": _CASES.NORM_CASES,
     "attention_case": _CASES.ATTENTION_CASES,
+    "drop_case": _CASES.DROP_CASES,
     "noise_case": _CASES.NOISE_CASES,
     "step_case": _CASES.STEP_CASES,
 }

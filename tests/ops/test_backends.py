@@ -28,7 +28,7 @@ def chosen(op: str = "noise", device: str = "cpu") -> str:
 
 
 def test_every_backend_is_there_or_has_a_reason() -> None:
-    assert {"attention", "group_norm_silu", "noise", "reverse_step"} <= set(ops.names())
+    assert {"attention", "dropout", "group_norm_silu", "noise", "reverse_step"} <= set(ops.names())
     for op in ops.names():
         here, absent = ops.backends(op), ops.absences(op)
         assert here[0] == "reference"
@@ -109,6 +109,7 @@ def step_of_a_network(x, weight, qkv, seeds, table, step, state):
     """Every op once, as a sampler's step would call them."""
     h = ops.group_norm_silu(x, weight, None, 4)
     h = h + ops.attention(qkv, 2, "legacy")
+    h = ops.dropout(h, seeds, 0.3, 2)
     z = ops.noise(seeds, step, x.shape[1:])
     ops.reverse_step(state, h + z, table, step, seeds=seeds)
     return h

@@ -32,6 +32,10 @@ def attend(qkv: Tensor) -> Tensor:
     return ops.attention(qkv, 2, "legacy")
 
 
+def drop(x: Tensor) -> Tensor:
+    return ops.dropout(x, torch.arange(x.shape[0], device=x.device), 0.3, 2)
+
+
 def step(state: Tensor, output: Tensor, table: Tensor, now: Tensor, seeds: Tensor) -> Tensor:
     """A step of a sampler: what it changes, and fresh noise."""
     ops.reverse_step(state, output, table, now, seeds=seeds)
@@ -50,6 +54,11 @@ def attention_inputs(batch: int) -> list[Tensor]:
     return [qkv.contiguous(memory_format=torch.channels_last)]
 
 
+def drop_inputs(batch: int) -> list[Tensor]:
+    g = torch.Generator().manual_seed(batch)
+    return [torch.randn(batch, 12, 6, 6, generator=g).contiguous(memory_format=torch.channels_last)]
+
+
 def step_inputs(batch: int) -> list[Tensor]:
     g = torch.Generator().manual_seed(batch)
     state, output = torch.randn(2, batch, 3, 11, 13, generator=g)
@@ -60,12 +69,15 @@ def step_inputs(batch: int) -> list[Tensor]:
 CALLS = {
     "group_norm_silu": (norm, norm_inputs),
     "attention": (attend, attention_inputs),
+    "dropout": (drop, drop_inputs),
     "reverse_step": (step, step_inputs),
 }
 PLACES = [(op, *place) for op in CALLS for place in CASES.places(op)]
 # The reference is plain PyTorch, and test_backends.py compiles it once.
 REGISTERED = [each for each in PLACES if each[1] != "reference"]
 DIFFERENTIABLE = [each for each in PLACES if each[0] != "reverse_step"]
+# Those of dropout, which is linear, are in test_dropout.py.
+CURVED = [each for each in DIFFERENTIABLE if each[0] != "dropout"]
 ON_GPU = [each for each in REGISTERED if each[2] == "cuda" and each[1] != "sdpa"]
 
 where_registered = pytest.mark.parametrize(("op", "backend", "device"), REGISTERED)
@@ -113,7 +125,7 @@ class Network(nn.Module):
     """Every op, as an exported network would hold them."""
 
     def forward(self, x: Tensor, weight: Tensor, qkv: Tensor, seeds: Tensor) -> Tensor:
-        h = ops.group_norm_silu(x, weight, None, 4)
+        h = ops.dropout(ops.group_norm_silu(x, weight, None, 4), seeds, 0.3, 2)
         state = h.contiguous() + ops.noise(seeds, 1, h.shape[1:])
         table = torch.tensor([[1.1, -0.4, 0.3, 0.7, 0.0, 0.2]])
         out = ops.attention(qkv, 2, "new")
@@ -168,7 +180,7 @@ def test_autocast_changes_no_bit(op, backend, device, dtype) -> None:
         assert torch.equal(value, other)
 
 
-@where_differentiable
+@pytest.mark.parametrize(("op", "backend", "device"), CURVED)
 def test_second_derivative_is_right_or_refused_in_one_line(op, backend, device) -> None:
     call, make = CALLS[op]
     first, *rest = (each.to(device) for each in make(1))
@@ -281,6 +293,7 @@ def test_opcheck(op, backend, device) -> None:
     case = {
         "group_norm_silu": CASES.NormCase((2, 8, 3, 5), 4, layout="channels_last", film=CASES.f32),
         "attention": CASES.AttentionCase((2, 96, 3, 4), 2, layout="channels_last"),
+        "dropout": CASES.DropCase((2, 8, 4, 6), layout="channels_last"),
         "reverse_step": CASES.StepCase(
             draw="seeds", history=True, mask="binary", slot="contiguous"
         ),

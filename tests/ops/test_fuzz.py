@@ -88,6 +88,19 @@ def attentions(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
+def dropouts(draw: st.DrawFn) -> dict[str, Any]:
+    """Arguments of dropout."""
+    seeds = draw(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4))
+    shape = (len(seeds), *draw(st.lists(st.integers(0, 20), min_size=1, max_size=3)))
+    return {
+        "x": draw(tensors(shape, draw(st.sampled_from(DTYPES)))),
+        "seeds": torch.tensor(seeds, dtype=torch.int64),
+        "p": draw(st.floats(0, 1, exclude_max=True)),
+        "layer": draw(st.integers(0, 2**32 - 1)),
+    }
+
+
+@st.composite
 def noises(draw: st.DrawFn) -> dict[str, Any]:
     """Arguments of noise."""
     seeds = draw(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4))
@@ -136,6 +149,7 @@ def steps(draw: st.DrawFn) -> dict[str, Any]:
 
 VALID = {
     "attention": attentions(),
+    "dropout": dropouts(),
     "group_norm_silu": norms(),
     "noise": noises(),
     "reverse_step": steps(),
@@ -198,6 +212,20 @@ def test_attention(within, arguments, place) -> None:
     within(arguments["qkv"].grad, wide["qkv"].grad, out.dtype, 4 * factor, "qkv")
 
 
+@given(dropouts(), places("dropout"))
+def test_dropout(arguments, place) -> None:
+    backend, device = place
+    wanted = reference("dropout", arguments)
+    given_ = moved(arguments, device)
+    x = given_["x"].detach().requires_grad_()
+    with ops.use(backend):
+        y = ops.dropout(**{**given_, "x": x})
+    assert torch.equal(y.cpu(), wanted)
+    y.backward(torch.ones_like(y))
+    ones = torch.ones_like(arguments["x"])
+    assert torch.equal(x.grad.cpu(), reference("dropout", {**arguments, "x": ones}))
+
+
 @given(noises(), places("noise"))
 def test_noise(arguments, place) -> None:
     backend, device = place
@@ -247,6 +275,7 @@ WRONG_NUMBERS = {
     "order": ["old", "", None, 3, ["new"]],
     "step": [-1, 2**32, 1.5, "3", None, math.nan],
     "stream": [-1, 2**32, 1.5, "3", None],
+    "p": [-1e-9, 1, 1.0, math.nan, math.inf, "0.1", None, torch.ones(2)],
     "layer": [-1, 2**32, 1.5, "3", None],
     "shape": [3, None, (-1,), (2.0,), "34", (2**40,), (2**20, 2**20), (None,)],
 }

@@ -41,14 +41,17 @@ def registers() -> dict[str, Counter[str]]:
     return found
 
 
-LOOPS = ["fill", "apply", "moments", "sums", "input", "advance", "attend", "attend_backward"]
+LOOPS = [
+    *("fill", "keep", "keep_rows", "apply", "moments", "sums", "input", "advance"),
+    *("attend", "attend_backward"),
+]
 
 
 @pytest.mark.parametrize("isa", WIDE)
 @pytest.mark.parametrize("loop", LOOPS)
 def test_loops_use_wide_registers(registers, isa, loop) -> None:
-    """noise: fill; group_norm_silu: moments and apply; its backward: sums and input; reverse_step:
-    advance."""
+    """noise: fill; dropout: keep and keep_rows; group_norm_silu: moments and apply; its backward:
+    sums and input; reverse_step: advance."""
     name = re.compile(rf"\b{isa}::{loop}(_run)?(<float>)?\(")
     bodies = [counts for head, counts in registers.items() if name.search(head)]
     assert bodies, f"no function of {loop} for {isa}"

@@ -163,6 +163,18 @@ def test_attention_whole(within, backend, device, channels, heads, side, dtype, 
     check_attention(within, channels, heads, side, order, dtype, backend, device)
 
 
+@pytest.mark.parametrize(("channels", "side"), [(64, 128), (512, 32), (1024, 8)])
+@in_compiled("dropout")
+def test_dropout(backend, device, channels, side) -> None:
+    x = drawn((2, channels, side, side), 0).to(torch.bfloat16)
+    seeds = torch.tensor([7, -8])
+    wanted = sys.modules["palette.ops.dropout"].reference(x, seeds, 0.2, 9)
+    for layout in ("channels_last", "contiguous"):
+        with ops.use(backend):
+            y = ops.dropout(CASES.LAYOUTS[layout](x).to(device), seeds.to(device), 0.2, 9)
+        assert torch.equal(y.cpu(), wanted)
+
+
 @pytest.mark.parametrize("shape", IMAGES, ids=str)
 @in_compiled("reverse_step")
 def test_reverse_step(backend, device, shape) -> None:

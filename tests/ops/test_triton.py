@@ -30,6 +30,7 @@ HERE = Path(__file__).resolve().parent
 HOMES = {  # of each op, a module of palette.kernels
     "attention": "attention",
     "attention_backward": "attention",
+    "dropout": "dropout",
     "group_norm_silu": "group_norm_silu",
     "group_norm_silu_backward": "group_norm_silu_backward",
     "noise": "noise",
@@ -72,6 +73,7 @@ def calls(dtype: torch.dtype = torch.bfloat16, channels_last: bool = True) -> di
         "attention_backward": (
             qkv[:, :64], qkv, qkv[:, :64], torch.empty(2, 2, 256), 2, "legacy",
         ),
+        "dropout": (x, seeds, 0.2, 3),
         "group_norm_silu": (x, weight, weight, 32, 1e-5, scale, shift, True),
         "group_norm_silu_backward": (
             x, x, statistics, statistics, weight, weight, 32, scale, shift, True,
