@@ -42,7 +42,7 @@ def test_every_backend_is_there_or_has_a_reason() -> None:
 
 def test_unknown_op() -> None:
     for function in (ops.backends, ops.absences):
-        with pytest.raises(ValueError, match="op is 'conv', wanted one of attention, group_norm"):
+        with pytest.raises(ValueError, match="op is 'conv', wanted one of attention, dropout"):
             function("conv")
     with pytest.raises(ValueError, match="op is 'conv'"):
         ops.default("conv", "cpu")
