@@ -102,11 +102,15 @@ def test_gradcheck() -> None:
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_kept_from_exactly_p_on(device, cases, layout) -> None:
-    """An element whose own number is p stays; with the next float32 as p it goes."""
+    """An element whose own number is p stays; with the next float32 as p it goes.
+
+    The smallest numbers are those of one word each.
+    """
     seeds = torch.tensor([11], device=device)
-    x = cases.LAYOUTS[layout](torch.ones(1, 8, 4, 4, device=device))
-    draws = draws_of(seeds, (8, 4, 4), 2)[0]
-    for at in torch.nonzero(draws < 1)[::19].tolist():
+    x = cases.LAYOUTS[layout](torch.ones(1, 8, 16, 16, device=device))
+    draws = draws_of(seeds, (8, 16, 16), 2)[0]
+    ordered = [np.unravel_index(at, draws.shape) for at in draws.flatten().argsort().tolist()]
+    for at in (*ordered[:3], ordered[300], ordered[1024], ordered[-1]):
         number = draws[tuple(at)].numpy()
         above = np.nextafter(number, np.float32(2))
         # p rounds to these numbers; it need not be one of them
