@@ -84,7 +84,7 @@ FAULTS = [
     Fault("step of the next sample", NOISE + ".cpp", "step_of[image * step_stride]", "step_of[(image + 1) % images * step_stride]"),
     Fault("end of an image not written", NOISE + ".cpp", "std::copy_n(last, elements - first, place);", ""),
     # dropout in C++
-    Fault("one word more dropped", DROPOUT + "_loops.h", "Floats scaled = load_row<T, kPart>(from, count) * static_cast<float>(drop.scale);\n    store_row<T, kPart>(to, count, words >= drop.first", "Floats scaled = load_row<T, kPart>(from, count) * static_cast<float>(drop.scale);\n    store_row<T, kPart>(to, count, words > drop.first"),
+    Fault("one word more dropped", DROPOUT + "_loops.h", "words >= drop.first ? scaled", "words > drop.first ? scaled"),
     Fault("scale forgotten", DROPOUT + "_loops.h", " * static_cast<float>(drop.scale);", ";"),
     Fault("counters of the wrong pixels", DROPOUT + "_loops.h", "++quad, even += uint64_t{1}", "++quad"),
     Fault("end of a run not written", DROPOUT + "_loops.h", "if (left > kLanes) {", "if (false) {"),
