@@ -216,10 +216,10 @@ def test_attention(within, arguments, place) -> None:
 def test_dropout(arguments, place) -> None:
     backend, device = place
     wanted = reference("dropout", arguments)
-    given_ = moved(arguments, device)
-    x = given_["x"].detach().requires_grad_()
+    local = moved(arguments, device)
+    x = local["x"].detach().requires_grad_()
     with ops.use(backend):
-        y = ops.dropout(**{**given_, "x": x})
+        y = ops.dropout(**{**local, "x": x})
     assert torch.equal(y.cpu(), wanted)
     y.backward(torch.ones_like(y))
     ones = torch.ones_like(arguments["x"])
