@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from palette import _cli_evaluate, _cli_sample
+from palette import _cli_evaluate, _cli_prepare, _cli_sample
 from palette._cli_arguments import positive
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     _cli_sample.add(commands)
     _add_test(commands)
     _cli_evaluate.add(commands)
+    _cli_prepare.add(commands)
     _add_convert(commands)
     _add_report(commands)
     _add_info(commands)
