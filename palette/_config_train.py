@@ -50,6 +50,12 @@ class Train:
         True, "divide by the area of the hole; false: mean over all pixels, as published"
     )
     norms_only: bool = option(False, "train the normalisation layers alone", fixed=True)
+    init_from: str = option(
+        "",
+        "weights that a new run begins with, averaged ones where there are: a run, checkpoint or "
+        ".safetensors file of ours, or published Palette, SR3 or guided-diffusion (ADM) weights, "
+        "with other input and output channels too",
+    )
     resume_from: str = option(
         "", "published checkpoint that a new run continues, without _Network.pth or .state"
     )

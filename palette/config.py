@@ -340,6 +340,11 @@ def _check_together(config: Config, origin: str) -> None:
         for name in ("conditions", "names"):
             if getattr(config.data, name):
                 raise ConfigError(f"{origin}: data.{name} goes with data.source=pairs alone")
+    if config.train.init_from and config.train.resume_from:
+        raise ConfigError(
+            f"{origin}: train.init_from begins a training and train.resume_from continues one; "
+            "give one of them"
+        )
     if config.data.batch_size % config.train.accumulate:
         raise ConfigError(
             f"{origin}: train.accumulate must divide data.batch_size={config.data.batch_size}; "

@@ -28,6 +28,7 @@ from palette.config import Config, ConfigError
 from palette.data.dataset import Batch, Batches, TaskDataset
 from palette.data.loader import Loader
 from palette.diffusion import objective
+from palette.training.beginning import elsewhere
 from palette.training.distributed import World, check_share, parallel, unsynchronised
 from palette.training.ema import EMA, Further
 from palette.training.interrupts import Interrupts
@@ -38,7 +39,6 @@ from palette.training.pictures import grid
 from palette.training.rate import learning_rate
 from palette.training.resume import RunExists as RunExists
 from palette.training.resume import find
-from palette.training.takeover import take_over
 from palette.training.validation import Validation
 
 OnSamples = Callable[[int, dict[str, Tensor]], object]
@@ -298,16 +298,17 @@ class Trainer:
     def _begin(self, resume: str | None) -> list[str]:
         """Take up the run where there is one to take up; returns what there is to say about it."""
         found = find(self.config, resume, self.world)
-        if found is None and self.config.train.resume_from:
-            taken, notes = take_over(self.config, self.trained, self._state(), self._epoch)
-            self._restore(taken)
-            self._saved_step = -1  # it is not a checkpoint of ours yet
-            return [*notes, f"training in {self.run_dir}, continued from {taken.path}"]
+        resumed, where = found is not None, f"training in {self.run_dir}"
+        notes = [f"skipped {reason}" for reason in found.skipped] if found else []
         if found is None:
-            return [f"training in {self.run_dir}"]
-        self._restore(found)
-        skipped = [f"skipped {reason}" for reason in found.skipped]
-        return [*skipped, f"training in {self.run_dir}, continued from {found.path}"]
+            fresh = self._state()
+            found, notes = elsewhere(self.config, self.network, self.trained, fresh, self._epoch)
+        if found is not None:
+            self._restore(found)
+            where += f", {'begun' if self.step == 0 else 'continued'} from {found.path}"
+        if not resumed:
+            self._saved_step = -1  # what it began with is not a checkpoint of this run
+        return [*notes, where]
 
     def _save(self, log: RunLog) -> None:
         """Write a checkpoint of this step, and only then remove old ones."""

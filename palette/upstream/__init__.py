@@ -13,9 +13,11 @@ from palette.upstream.files import (
 from palette.upstream.formats import (
     EMBEDDINGS,
     Converted,
+    Fitted,
     TrainingState,
     convert_state_dict,
     convert_training_state,
+    fit_state_dict,
     recognise,
 )
 from palette.upstream.infer import infer_unet
@@ -27,6 +29,7 @@ from palette.upstream.recipe import read_run
 __all__ = [
     "EMBEDDINGS",
     "Converted",
+    "Fitted",
     "Network",
     "Settings",
     "TrainingState",
@@ -36,6 +39,7 @@ __all__ = [
     "convert_state_dict",
     "convert_training_state",
     "find_published",
+    "fit_state_dict",
     "infer_unet",
     "is_published",
     "network_arguments",

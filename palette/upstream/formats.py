@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from palette.models.noise_level import Embedding
+from palette.upstream.adapt import LABELS, adapt
 from palette.upstream.network import SCHEDULE_BUFFERS
 
 Format = Literal["palette", "sr3", "guided_diffusion", "unet"]
@@ -48,8 +49,6 @@ _SR3_BUFFERS = (
     "posterior_mean_coef2",
 )
 _PREFIX = "denoise_fn."
-_INPUT, _OUTPUTS = "input_blocks.0.0.weight", ("out.2.weight", "out.2.bias")
-_LABELS = "label_emb.weight"
 
 
 @dataclass(frozen=True)
@@ -103,28 +102,73 @@ def convert_state_dict(state: Mapping[str, Any], expected: Mapping[str, Tensor])
         expected: the ``state_dict()`` of the U-Net (tensors on the meta device will do).
 
     guided-diffusion weights are adapted where the network differs by design: learned variances are
-    cut off, the condition's input channels get zeros, and a zero row stands for "no label".
+    cut off, the condition's input channels come first or get zeros, and a zero row stands for "no
+    label".
 
     Raises:
         ValueError: one line with the name of every tensor that is missing, unexpected, of another
             shape or type, or not finite.
     """
-    form = recognise(state)
-    buffers = {"palette": SCHEDULE_BUFFERS, "sr3": _SR3_BUFFERS}.get(form, ())
-    weights: dict[str, Any] = {}
-    dropped = []
-    for name, value in state.items():
-        bare = _bare(str(name))
-        if bare in buffers:
-            dropped.append(bare)
-        elif _renamed(bare, form) in weights:
-            raise ValueError(f"{form} weights: {bare} is there twice, with and without 'module.'")
-        else:
-            weights[_renamed(bare, form)] = value
-    changes = _adapt(weights, expected) if form == "guided_diffusion" else []
+    form, weights, dropped = _rename(state)
+    guided = form == "guided_diffusion"
+    changes = adapt(weights, expected, guided=True) if guided else []
     _compare(weights, expected, form)
     typed = {name: weights[name].to(expected[name].dtype) for name in expected}
     return Converted(form, typed, dropped, changes)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Weights to begin a training from, some of them perhaps fresh.
+
+    Attributes:
+        format: what the state dict was recognised as.
+        weights: name -> tensor, complete for the network they were fitted to.
+        changes: one line for each tensor whose shape was adapted.
+        fresh: names that the state dict does not hold, or not for these classes.
+        unused: names that the network does not have, or not for these classes.
+    """
+
+    format: Format
+    weights: dict[str, Tensor]
+    changes: list[str]
+    fresh: list[str]
+    unused: list[str]
+
+
+def fit_state_dict(state: Mapping[str, Any], network: Mapping[str, Tensor]) -> Fitted:
+    """What of a state dict another network can begin its training from.
+
+    Args:
+        state: as for :func:`convert_state_dict`, of a network that may differ from the new one in
+            its channels at both ends, its classes, and in having parts that the other has not.
+        network: the ``state_dict()`` of the new network, which is kept where ``state`` has nothing.
+
+    Raises:
+        ValueError: one line with the name of every tensor that cannot be adapted, or where nothing
+            can be taken.
+    """
+    form, weights, _ = _rename(state)
+    changes = adapt(weights, network, guided=form == "guided_diffusion")
+    unused = [name for name in weights if name not in network]
+    labels = [weights.get(LABELS), network.get(LABELS)]
+    if len({len(rows) for rows in labels if isinstance(rows, Tensor)}) > 1:  # of other classes
+        del weights[LABELS]
+        unused.append(LABELS)
+    taken = [name for name in network if name in weights]
+    if not taken:
+        raise ValueError(f"{form} weights: none is of this network; one is {next(iter(weights))}")
+    faults = [f"{n} {fault}" for n in taken if (fault := _fault(weights[n], network[n]))]
+    if faults:
+        raise ValueError(f"{form} weights cannot be adapted to the network: {', '.join(faults)}")
+    fitted = {n: weights.get(n, value).to(value.dtype) for n, value in network.items()}
+    return Fitted(
+        form,
+        fitted,
+        changes,
+        [name for name in network if name not in weights],
+        unused,
+    )
 
 
 @dataclass(frozen=True)
@@ -186,6 +230,23 @@ def convert_training_state(
     return TrainingState(epoch, iteration, moments, options)
 
 
+def _rename(state: Mapping[str, Any]) -> tuple[Format, dict[str, Any], list[str]]:
+    """The format of a state dict, its weights under our names, and the names of the others."""
+    form = recognise(state)
+    buffers = {"palette": SCHEDULE_BUFFERS, "sr3": _SR3_BUFFERS}.get(form, ())
+    weights: dict[str, Any] = {}
+    dropped = []
+    for name, value in state.items():
+        bare = _bare(str(name))
+        if bare in buffers:
+            dropped.append(bare)
+        elif _renamed(bare, form) in weights:
+            raise ValueError(f"{form} weights: {bare} is there twice, with and without 'module.'")
+        else:
+            weights[_renamed(bare, form)] = value
+    return form, weights, dropped
+
+
 def _bare(name: str) -> str:
     return name.removeprefix("module.")
 
@@ -195,37 +256,6 @@ def _renamed(name: str, form: Format) -> str:
         return name.replace("time_embed.", "cond_embed.", 1)
     # A name without the prefix stays as it is, to be reported as unexpected.
     return name.removeprefix(_PREFIX) if form in ("palette", "sr3") else name
-
-
-def _adapt(weights: dict[str, Any], expected: Mapping[str, Tensor]) -> list[str]:
-    """Fit guided-diffusion weights to our input, output and label layers, in place."""
-    changes = []
-    for name in _OUTPUTS:
-        value, size = _surplus(weights, expected, name, dim=0)
-        if value is not None and value.shape[0] == 2 * size:
-            weights[name] = value[:size]
-            changes.append(f"{name}: {size} channels of learned variance left out")
-    value, size = _surplus(weights, expected, _INPUT, dim=1)
-    if value is not None and value.shape[1] < size:
-        zeros = value.new_zeros(value.shape[0], size - value.shape[1], *value.shape[2:])
-        weights[_INPUT] = torch.cat([zeros, value], dim=1)
-        changes.append(f"{_INPUT}: {zeros.shape[1]} channels of zeros for the condition")
-    value, size = _surplus(weights, expected, _LABELS, dim=0)
-    if value is not None and value.shape[0] == size - 1:
-        weights[_LABELS] = torch.cat([value, value.new_zeros(1, value.shape[1])])
-        changes.append(f"{_LABELS}: a row of zeros for no label")
-    return changes
-
-
-def _surplus(
-    weights: Mapping[str, Any], expected: Mapping[str, Tensor], name: str, dim: int
-) -> tuple[Tensor | None, int]:
-    """A tensor that differs from what is expected in ``dim`` alone, and the size wanted there."""
-    value, wanted = weights.get(name), expected.get(name)
-    if not isinstance(value, Tensor) or wanted is None or value.ndim != wanted.ndim:
-        return None, 0
-    differing = [d for d in range(value.ndim) if value.shape[d] != wanted.shape[d]]
-    return (value, wanted.shape[dim]) if differing == [dim] else (None, 0)
 
 
 def _compare(weights: Mapping[str, Any], expected: Mapping[str, Tensor], form: Format) -> None:
