@@ -117,20 +117,23 @@ class Shards:
             )
 
     def _label_by_folder(self, classes: int, where: str) -> None:
-        folders = [self._names[index].partition("/") for index in range(len(self))]
-        loose = next((number for number, parts in enumerate(folders) if not parts[1]), None)
-        if loose is not None:
-            raise ValueError(
-                f"{where}: {self.name(loose)} has neither a .cls file nor a folder to tell its "
-                "class; model.num_classes=null for none"
-            )
-        found = sorted({folder for folder, _, _ in folders})
+        found: dict[str, int] = {}  # folder to the number of those met before it
+        met = array("i")
+        for index in range(len(self)):
+            folder, slash, _ = self._names[index].partition("/")
+            if not slash:
+                raise ValueError(
+                    f"{where}: {self.name(index)} has neither a .cls file nor a folder to tell its "
+                    "class; model.num_classes=null for none"
+                )
+            met.append(found.setdefault(folder, len(found)))
         if len(found) != classes:
             raise ValueError(
                 f"{where}: has {len(found)} folders of classes, but model.num_classes is {classes}"
             )
-        number = {folder: label for label, folder in enumerate(found)}
-        self.labels = np.array([number[folder] for folder, _, _ in folders], dtype=np.int32)
+        label = np.empty(classes, dtype=np.int32)
+        label[[found[folder] for folder in sorted(found)]] = np.arange(classes)
+        self.labels = label[np.array(met)]
 
 
 def find_shards(path: str | os.PathLike[str]) -> list[str]:

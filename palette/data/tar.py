@@ -84,9 +84,10 @@ def _walk(file: int, end: int, where: str) -> Iterator[Member]:
 def _check(header: bytes, place: int, where: str) -> None:
     """A header must be whole and have its own sum."""
     if len(header) == _BLOCK:
+        found = _number(header[148:156])
         blank = header[:148] + b" " * 8 + header[156:]
-        if _number(header[148:156]) in (sum(blank), sum(b - 256 * (b > 127) for b in blank)):
-            return
+        if found == sum(blank) or found == sum(blank) - 256 * sum(byte > 127 for byte in blank):
+            return  # the second is the sum of signed bytes, which some old packers wrote
     packer = _COMPRESSED.get(header[:2]) if place == 0 else None
     if packer:
         raise ValueError(f"{where}: compressed ({packer}); only plain tar can be read in any order")
@@ -98,7 +99,10 @@ def _number(field: bytes) -> int:
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.strip(b" \0")
-    return int(digits, 8) if digits.isdigit() and not set(digits) & set(b"89") else -1
+    try:
+        return int(digits, 8) if digits.isdigit() else -1
+    except ValueError:  # 8 or 9
+        return -1
 
 
 def _name(header: bytes) -> bytes:

@@ -118,11 +118,13 @@ def test_classes_from_files(places: Path) -> None:
 
 
 def test_classes_from_folders(tmp_path: Path) -> None:
-    entries = {f"{name}/{n}.png": _picture(n) for n, name in enumerate(("dog", "ant", "dog"))}
+    entries = {
+        f"{name}/{n}.png": _picture(n) for n, name in enumerate(("dog", "cat", "ant", "dog"))
+    }
     _pack(tmp_path / "a.tar", entries)
-    assert Shards(tmp_path, classes=2).labels.tolist() == [1, 0, 1]
-    with pytest.raises(ValueError, match=r"has 2 folders of classes, but model\.num_classes is 3"):
-        Shards(tmp_path, classes=3)
+    assert Shards(tmp_path, classes=3).labels.tolist() == [2, 1, 0, 2]
+    with pytest.raises(ValueError, match=r"has 3 folders of classes, but model\.num_classes is 2"):
+        Shards(tmp_path, classes=2)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,16 @@ def test_large_sizes_in_binary(tmp_path: Path) -> None:
     assert next(members(path)).size == 600
 
 
+def test_sums_of_signed_bytes(tmp_path: Path) -> None:
+    path = _pack(tmp_path / "a.tar", ("é.jpg", b"x"), kind=tarfile.GNU_FORMAT)
+    content = bytearray(path.read_bytes())
+    content[148:156] = b" " * 8
+    signed = sum(byte - 256 * (byte > 127) for byte in content[:512])
+    content[148:156] = f"{signed:06o}\0 ".encode()
+    path.write_bytes(content)
+    assert [each.name for each in members(path)] == ["é.jpg"]
+
+
 def test_links_devices_and_names_that_lead_out_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as archive:
