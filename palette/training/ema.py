@@ -74,7 +74,7 @@ class Further:
     def __init__(self, network: nn.Module, train: Train) -> None:
         self._swa_start = train.swa_start
         self._averages = {
-            f"{decay:g}": EMA(network, decay, warmup=train.ema_warmup) for decay in train.ema_decays
+            str(decay): EMA(network, decay, warmup=train.ema_warmup) for decay in train.ema_decays
         }
         if train.swa_start is not None:
             self._averages["swa"] = Mean(network)

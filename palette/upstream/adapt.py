@@ -88,9 +88,11 @@ def _fitted(value: Tensor, size: int, *, dim: int) -> Tensor:
 
 
 def _said(found: int, wanted: int, what: str) -> list[str]:
+    number = abs(wanted - found)
+    channels = "1 channel" if number == 1 else f"{number} channels"
     if found < wanted:
-        return [f"{wanted - found} channels of zeros for {what}"]
-    return [f"{found - wanted} channels of {what} left out"] if found > wanted else []
+        return [f"{channels} of zeros for {what}"]
+    return [f"{channels} of {what} left out"] if found > wanted else []
 
 
 def _channels(state: Mapping[str, Any], name: str) -> int:

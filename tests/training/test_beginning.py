@@ -125,6 +125,37 @@ def test_a_grey_network_becomes_one_of_colours(tmp_path: Path, tiny: ModuleType)
     assert f"adapted: {LAST}: 2 channels of zeros for the picture" in notes
 
 
+def test_the_other_architecture(tmp_path: Path, tiny: ModuleType) -> None:
+    wanted = config(tiny, "model.kind=sr3", "task.name=generate", "model.embedding=sqrt_gamma")
+    network = build_network(wanted).state_dict()
+    given = {name: torch.randn_like(value) for name, value in network.items()}
+    given["downs.0.weight"] = torch.randn(32, 4, 3, 3)
+    given["final_conv.block.3.weight"] = torch.randn(4, 32, 3, 3)
+    given["final_conv.block.3.bias"] = torch.randn(4)
+    path = tmp_path / "I10_E1_gen.pth"
+    torch.save({**{f"denoise_fn.{n}": v for n, v in given.items()}, "betas": torch.ones(9)}, path)
+    weights, notes = first_weights(path, wanted, network)
+    assert notes == [
+        f"{path}: sr3 weights, {len(network)} of {len(network)} tensors taken",
+        "adapted: final_conv.block.3.weight: 1 channel of the picture left out",
+        "adapted: final_conv.block.3.bias: 1 channel of the picture left out",
+        "adapted: downs.0.weight: 1 channel of the noisy picture left out",
+    ]
+    assert torch.equal(weights["downs.0.weight"], given["downs.0.weight"][:, :3])
+    build_network(wanted).load_state_dict(weights)
+
+
+def test_the_published_average_is_preferred(tmp_path: Path, tiny: ModuleType) -> None:
+    raw, average = unet(), {name: value + 1 for name, value in unet().items()}
+    published(raw, tmp_path / "9_Network.pth")
+    published(average, tmp_path / "9_Network_ema.pth")
+    trainer = tiny.build(tmp_path / "run", (*SHORT, f"train.init_from={tmp_path / '9'}"))
+    seen: list[Tensor] = []
+    trainer.dataset.disturb = lambda keys, entries: seen.append(trainer.network.out[2].bias.clone())
+    trainer.fit()
+    assert torch.equal(seen[0], average["out.2.bias"])
+
+
 def test_guided_diffusion_with_variances_and_its_condition_last(
     tmp_path: Path, tiny: ModuleType
 ) -> None:

@@ -114,3 +114,10 @@ def test_further_averages_begin_when_they_should_and_are_restored() -> None:
     assert again.updates() == {"0.5": 4, "0.9": 0, "swa": 2}
     assert torch.equal(again.states()["swa"]["0.weight"], swa)
     assert "0.9" not in again.states()
+
+
+def test_decays_near_to_one_have_names_of_their_own() -> None:
+    decays = [0.9999, 0.9999999, 0.99999999]
+    further = Further(network(), Train(ema_decays=decays))
+    further.update(0)
+    assert list(further.states()) == ["0.9999", "0.9999999", "0.99999999"]
