@@ -67,4 +67,11 @@ class Train:
     sample_every: int = option(
         1000, "between validations with the sampler; 0 never", unit="steps", low=0
     )
+    process_every: int = option(
+        0,
+        "of generate: between samples, denoising plots and GIFs of the process by raw and averaged "
+        "weights; 0 never",
+        unit="steps",
+        low=0,
+    )
     keep: int = option(2, "newest checkpoints kept", low=2)

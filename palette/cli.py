@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from palette import _cli_evaluate, _cli_prepare, _cli_sample
+from palette import _cli_evaluate, _cli_folder, _cli_prepare, _cli_sample
 from palette._cli_arguments import positive
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_train(commands)
     _cli_sample.add(commands)
+    _cli_folder.add(commands)
     _add_test(commands)
     _cli_evaluate.add(commands)
     _cli_prepare.add(commands)
@@ -79,6 +80,7 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--resume", metavar="auto|PATH", help="continue the run, or from a given checkpoint"
     )
     train.add_argument("--preset", help="a row of the paper's tables, such as colorize-5k")
+    _cli_folder.add_training(train)
     _add_config_options(train)
     train.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
     train.add_argument("--help-config", action="store_true", help="print every option, and stop")
@@ -95,13 +97,20 @@ def _train(options: argparse.Namespace) -> int:
         from palette.evaluation.presets import find_preset
 
         options.overrides = [*find_preset(options.preset).training, *options.overrides]
-    config, _ = _read_config(options, "train")
+    plan = _cli_folder.plan(options)
+    if plan is None:
+        config, _ = _read_config(options, "train")
+    else:
+        from palette.training.folder import configure
+
+        _choose_gpus(options)
+        config = configure(plan, options.overrides)
     from palette.training import run
 
     if options.dry_run:
         print(run.dry_run(config))
     else:
-        run.train(config, resume=options.resume)
+        run.train(config, resume=options.resume, export=None if plan is None else plan.target)
     return DONE
 
 
@@ -111,7 +120,9 @@ def _add_config_options(command: argparse.ArgumentParser) -> None:
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides"
     )
     command.add_argument("-p", "--phase", choices=("train", "test"), help="the command itself")
-    command.add_argument("-b", "--batch", type=positive, help="batch size of each process")
+    command.add_argument(
+        "-b", "--batch", "--batch-size", type=positive, help="batch size of each process"
+    )
     command.add_argument("-gpu", "--gpu_ids", metavar="IDS", help="GPUs to use, such as 0,1")
     command.add_argument("-d", action="store_true", dest="debugging", help="the debug options")
     command.add_argument("-P", "--port", help="unused: torchrun chooses one")
@@ -129,8 +140,7 @@ def _read_config(options: argparse.Namespace, phase: str) -> tuple[Config, Setti
         raise ValueError(f"-p {options.phase}: this is {phase}; say palette {options.phase} -c …")
     if options.port is not None:
         print(f"-P {options.port}: not used; torchrun chooses the port", file=sys.stderr)
-    if options.gpu_ids is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = options.gpu_ids  # read when CUDA is first asked for
+    _choose_gpus(options)
     from palette import upstream
 
     return upstream.read_run(
@@ -141,6 +151,11 @@ def _read_config(options: argparse.Namespace, phase: str) -> tuple[Config, Setti
         debug=options.debugging,
         overrides=options.overrides,
     )
+
+
+def _choose_gpus(options: argparse.Namespace) -> None:
+    if options.gpu_ids is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = options.gpu_ids  # read when CUDA is first asked for
 
 
 def _add_test(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

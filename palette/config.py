@@ -40,6 +40,7 @@ class Run:
     seed: int = option(
         0, "every random choice is a function of it and the sample", low=0, high=2**63 - 1
     )
+    tensorboard: bool = option(True, "write TensorBoard logs too, where it is installed")
 
 
 @dataclasses.dataclass
@@ -351,6 +352,8 @@ def _check_together(config: Config, origin: str) -> None:
             f"got {config.train.accumulate}"
         )
     check_task(config.task, config.model.kind, origin)
+    if config.train.process_every and config.task.name != "generate":
+        raise ConfigError(f"{origin}: train.process_every must be 0 unless task.name=generate")
     if config.summary.crops and config.task.name not in ("inpaint", "uncrop"):
         raise ConfigError(f"{origin}: summary.crops must be 0 with task.name={config.task.name}")
     if not config.run.dir.strip():

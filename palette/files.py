@@ -18,6 +18,8 @@ from palette.data.masks import is_name
 from palette.data.paths import scan
 from palette.pipeline import Pipeline
 
+_AT_ONCE = 16  # generated pictures kept in memory until they are written
+
 Draw = Callable[[Path, dict[str, Any]], PILImage.Image]
 
 
@@ -102,6 +104,37 @@ def sample_files(
         write_png(output / name, result, record)
         yield output / name
         seed += 1
+
+
+def generate_files(
+    model: Pipeline, output: Path, prefix: str, count: int, *, seed: int = 0, **options: Any
+) -> Iterator[Path]:
+    """Make ``count`` pictures from nothing, in batches, into ``<output>/<prefix>_<number>.png``.
+
+    Args:
+        model: trained to generate.
+        output: folder for the results, made where missing; nothing is written outside it.
+        prefix: a plain name.
+        count: how many pictures, numbered from 0.
+        seed: picture i has ``seed + i``.
+        options: see ``palette.pipeline.Options``.
+
+    Yields:
+        The path of each file written, with the text chunk that ``sample_files`` writes.
+
+    Raises:
+        ValueError: the prefix leads elsewhere, or the model was not trained to generate.
+    """
+    if Path(prefix).name != prefix:
+        raise ValueError(f"--name: found '{prefix}', wants the plain beginning of a file name")
+    for start in range(0, count, _AT_ONCE):
+        number = min(_AT_ONCE, count - start)
+        pictures = model.generate(number, seed=seed + start, progress=True, **options)
+        output.mkdir(parents=True, exist_ok=True)
+        for index, picture in enumerate(pictures, start):
+            path = output / f"{prefix}_{index:06d}.png"
+            write_png(path, picture, model.record(seed + index, **options))
+            yield path
 
 
 def _told(stage: Pipeline, options: dict[str, Any]) -> dict[str, Any]:

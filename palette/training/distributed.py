@@ -19,7 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from palette.build import resolve_device
+from palette.build import resolve_device, resolve_precision
 from palette.config import Config, ConfigError
 
 
@@ -121,6 +121,14 @@ def unsynchronised(model: nn.Module) -> AbstractContextManager[None]:
     if isinstance(model, DistributedDataParallel):
         return model.no_sync()
     return nullcontext()
+
+
+def precision(config: Config, world: World) -> torch.dtype:
+    """What the network computes in here. Raises ConfigError for float16 on a CPU."""
+    dtype = resolve_precision(config.train.precision, world.device)
+    if dtype is torch.float16 and world.device.type == "cpu":
+        raise ConfigError("train.precision=float16 needs a GPU; on a CPU use auto or bfloat16")
+    return dtype
 
 
 def check_share(config: Config, world: World) -> None:

@@ -31,9 +31,18 @@ class RunLog:
             each step once.
         total: steps of the whole run, for the progress bar.
         active: False gives a log that writes and shows nothing.
+        tensorboard: whether to write TensorBoard logs too.
     """
 
-    def __init__(self, directory: Path, step: int, total: int, *, active: bool = True) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        step: int,
+        total: int,
+        *,
+        active: bool = True,
+        tensorboard: bool = True,
+    ) -> None:
         self.directory = directory
         self.active = active
         self._board: Any = None
@@ -43,7 +52,8 @@ class RunLog:
         directory.mkdir(parents=True, exist_ok=True)
         cut_back(directory / METRICS, step)
         self._file = (directory / METRICS).open("a", encoding="utf-8")
-        self._board = _tensorboard(directory / "tensorboard", step)
+        if tensorboard:
+            self._board = _tensorboard(directory / "tensorboard", step)
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
 
@@ -96,14 +106,14 @@ class RunLog:
             file.write(json.dumps({"step": step, "names": names}) + "\n")
         self.say(f"step {step}: not finite, not applied; samples: {', '.join(names[:4])}")
 
-    def picture(self, step: int, sheet: PILImage.Image) -> Path:
-        """Write ``samples/step_<step>.png`` and show it in TensorBoard."""
-        path = self.directory / "samples" / f"step_{step:08d}.png"
+    def picture(self, step: int, sheet: PILImage.Image, kind: str = "samples") -> Path:
+        """Write ``<kind>/step_<step>.png`` and show it in TensorBoard."""
+        path = self.directory / kind / f"step_{step:08d}.png"
         if self.active:
             path.parent.mkdir(exist_ok=True)
             sheet.save(path)
             if self._board is not None:
-                self._board.add_image("samples", np.asarray(sheet), step, dataformats="HWC")
+                self._board.add_image(kind, np.asarray(sheet), step, dataformats="HWC")
         return path
 
     def flush(self) -> None:

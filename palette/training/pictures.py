@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image as PILImage
 from PIL import ImageDraw
 from torch import Tensor
@@ -47,14 +46,23 @@ def grid(columns: dict[str, Tensor]) -> PILImage.Image:
 
 def strip(frames: Sequence[Tensor], count: int = 10) -> PILImage.Image:
     """``count`` frames [N, C, H, W] of a reverse process, evenly chosen, time to the right."""
-    last = len(frames) - 1
-    chosen = sorted({round(i * last / max(count - 1, 1)) for i in range(count)})
-    return grid({f"step {index}": frames[index] for index in chosen})
+    return grid({f"step {index}": frames[index] for index in evenly(len(frames), count)})
+
+
+def evenly(total: int, count: int) -> list[int]:
+    """At most ``count`` of the numbers below ``total``, evenly spread from 0 to the last."""
+    return sorted({round(i * (total - 1) / max(count - 1, 1)) for i in range(count)})
 
 
 def save_gif(frames: Sequence[Tensor], path: Path, seconds: float = 3.0) -> None:
-    """Write the reverse process [N, C, H, W] per frame as an endless animation, result held."""
-    pages = [grid({"": torch.cat(tuple(frame[None]), dim=2)}) for frame in frames]
+    """Write the reverse process as an endless animation, result held.
+
+    Args:
+        frames: [N, C, H, W] in [-1, 1] each; the images stand side by side.
+        path: ends in ``.gif``.
+        seconds: from the first frame to the last.
+    """
+    pages = [grid({str(i + 1): image[None] for i, image in enumerate(frame)}) for frame in frames]
     pause = int(1000 * seconds / len(pages))
     pages[0].save(
         path,

@@ -185,7 +185,7 @@ def _samples(album: Album, sheets: list[Path]) -> Html:
     ]
     if not figures:
         return Html("")
-    about = "Held-out samples from fixed seeds, by the averaged weights."
+    about = "Samples from fixed seeds, by the averaged weights unless it says raw."
     return page.section(
         "Samples over time",
         page.tag("p", about, class_="soft"),

@@ -20,6 +20,7 @@ from palette.build import (
     trained_tasks,
 )
 from palette.config import Config
+from palette.convert import convert
 from palette.data.dataset import collate
 from palette.models.initial import initialise
 from palette.pipeline import load
@@ -28,12 +29,13 @@ from palette.training.summary import write_summary
 from palette.training.trainer import Trainer
 
 
-def train(config: Config, resume: str | None = None) -> None:
+def train(config: Config, resume: str | None = None, *, export: Path | None = None) -> None:
     """Train as ``config`` says, then write the summary where ``summary.crops`` asks for one.
 
     Args:
         config: the whole config.
         resume: as for ``Trainer.fit``.
+        export: where the averaged weights go in the end, as one ``.safetensors`` file.
 
     Raises:
         ConfigError, CheckpointError, ValueError: what a user can cause, in one line each.
@@ -50,6 +52,8 @@ def train(config: Config, resume: str | None = None) -> None:
         Trainer(config, network, dataset, validation, processes).fit(resume)
         if processes.is_first and config.summary.crops > 0:
             _summarise(config, processes)
+        if processes.is_first and export is not None:
+            print("\n".join(convert(Path(config.run.dir), export)))
 
 
 def describe(config: Config, network: torch.nn.Module | None = None) -> str:

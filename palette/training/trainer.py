@@ -22,20 +22,21 @@ import palette
 from palette import checkpoint as checkpoints
 from palette import config as configs
 from palette import info
-from palette.build import build_schedule, epoch_length, resolve_precision
+from palette.build import build_schedule, epoch_length
 from palette.checkpoint import Checkpoint, CheckpointError
-from palette.config import Config, ConfigError
+from palette.config import Config
 from palette.data.dataset import Batch, Batches, TaskDataset
 from palette.data.loader import Loader
 from palette.diffusion import objective
 from palette.training.beginning import elsewhere
-from palette.training.distributed import World, check_share, parallel, unsynchronised
+from palette.training.distributed import World, check_share, parallel, precision, unsynchronised
 from palette.training.ema import EMA, Further
 from palette.training.interrupts import Interrupts
 from palette.training.levels import LEVELS, LevelLosses
 from palette.training.logging import RunLog
 from palette.training.optimizer import adam, trained
 from palette.training.pictures import grid
+from palette.training.process import Process
 from palette.training.rate import learning_rate
 from palette.training.resume import RunExists as RunExists
 from palette.training.resume import find
@@ -80,7 +81,7 @@ class Trainer:
         self._epoch = epoch_length(len(dataset), config)
         check_share(config, world)
         self.run_dir = Path(config.run.dir)
-        self.dtype = _precision(config, world)
+        self.dtype = precision(config, world)
         self.network = network.to(world.device).train()
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trained = trained(self.network, config.train)
@@ -95,6 +96,8 @@ class Trainer:
             if validation is not None
             else None
         )
+        weights = {"ema": self.ema.network, "raw": self.network}
+        self.process = Process(config, weights, world, self.dtype)
         self.on_samples = on_samples
         self.step = self.samples = self.bad_steps = 0
         self.validated = 0  # the step of the last validation
@@ -126,7 +129,8 @@ class Trainer:
         """
         notes = self._begin(resume)
         active = self.world.is_first
-        log = RunLog(self.run_dir, self.step, self.config.train.steps, active=active)
+        total, board = self.config.train.steps, self.config.run.tensorboard
+        log = RunLog(self.run_dir, self.step, total, active=active, tensorboard=board)
         with contextlib.closing(log), Interrupts() as interrupts:
             log.session(self.step, {"processes": self.world.size, **info.facts()})
             for note in notes:
@@ -148,6 +152,8 @@ class Trainer:
         while going and self.step < train.steps:
             going = self._train_step(next(batches), log, interrupts)
             going = going and self._validate(log, interrupts)
+            if self.process.draw(self.step, log, interrupts):
+                self._reported = (time.perf_counter(), self.samples)
             if self.step % train.save_every == 0 and self.step < train.steps:
                 self._save(log)
         self._save(log)
@@ -376,13 +382,6 @@ class Trainer:
         if len(states) == self.world.size:  # nothing of ours draws from it; a user's task may
             torch.set_rng_state(states[self.world.rank])
         self.saved, self._saved_step = found.path, self.step
-
-
-def _precision(config: Config, world: World) -> torch.dtype:
-    dtype = resolve_precision(config.train.precision, world.device)
-    if dtype is torch.float16 and world.device.type == "cpu":
-        raise ConfigError("train.precision=float16 needs a GPU; on a CPU use auto or bfloat16")
-    return dtype
 
 
 def _split(batch: Batch, parts: int, device: torch.device) -> list[dict[str, Tensor]]:
