@@ -43,6 +43,7 @@ _TRAINING = (
     "data.image_size=256",
     "data.validation=0",
     "data.batch_size=1024",
+    "data.workers=8",
     "train.steps=1000000",
     "train.lr=1e-4",
     "train.warmup=10000",

@@ -24,6 +24,7 @@ from palette.convert import convert
 from palette.data.dataset import collate
 from palette.models.initial import initialise
 from palette.pipeline import load
+from palette.training.cost import describe_cost, measure, meta_network
 from palette.training.distributed import World, world
 from palette.training.summary import write_summary
 from palette.training.trainer import Trainer
@@ -56,9 +57,8 @@ def train(config: Config, resume: str | None = None, *, export: Path | None = No
             print("\n".join(convert(Path(config.run.dir), export)))
 
 
-def describe(config: Config, network: torch.nn.Module | None = None) -> str:
+def describe(config: Config, network: torch.nn.Module) -> str:
     """What would be trained, on what, and by which ops, in a few lines."""
-    network = build_network(config) if network is None else network
     parameters = sum(parameter.numel() for parameter in network.parameters())
     device = resolve_device()
     dtype = str(resolve_precision(config.train.precision, device)).removeprefix("torch.")
@@ -97,5 +97,8 @@ def _summarise(config: Config, processes: World) -> None:
 
 
 def dry_run(config: Config) -> str:
-    """The resolved config and what it would train."""
-    return f"{configs.to_yaml(config)}\n{describe(config)}"
+    """The resolved config, what it would train, and what that costs; nothing large is allocated."""
+    network = meta_network(config)
+    dtype = resolve_precision(config.train.precision, resolve_device())
+    cost = describe_cost(config, measure(config, dtype, network), dtype)
+    return f"{configs.to_yaml(config)}\n{describe(config, network)}\n{cost}"
