@@ -90,6 +90,7 @@ def test_a_regression_from_training_to_scores(tmp_path):
         "model.head_channels=32",
         "data.image_size=16",
         "data.batch_size=4",
+        "data.workers=0",
         "train.steps=2",
         "train.sample_every=2",
     ]
