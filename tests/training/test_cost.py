@@ -9,6 +9,7 @@ import torch
 
 from palette import config as configs
 from palette import ops
+from palette.build import build_network
 from palette.training.cost import Cost, describe_cost, measure, meta_network
 
 SMALL = (
@@ -59,6 +60,30 @@ def test_the_count_does_not_depend_on_the_ops():
     with ops.use("reference"):
         plain = measure(small(), torch.float32)
     assert plain.flops == found.flops
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_memory_is_that_of_a_real_forward_pass(dtype):
+    config = small("model.dropout=0.1")
+    found = measure(config, dtype)
+    network = build_network(config).train()
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(value: torch.Tensor) -> torch.Tensor:
+        kept[value.untyped_storage().data_ptr()] = value
+        return value
+
+    x, numbers = torch.zeros(3, 6, 16, 16), torch.arange(3)
+    with (
+        torch.autocast("cpu", dtype, enabled=dtype is not torch.float32),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value),
+    ):
+        y = network(x, torch.full((3,), 0.5), None, numbers)
+    assert y.requires_grad
+    for value in network.parameters():
+        kept.pop(value.untyped_storage().data_ptr(), None)
+    real = sum(value.untyped_storage().nbytes() for value in kept.values())
+    assert 3 * found.activations + found.copies == real
 
 
 def test_checkpointing_keeps_less():
