@@ -75,3 +75,9 @@ class Train:
         low=0,
     )
     keep: int = option(2, "newest checkpoints kept", low=2)
+    timeout: float = option(
+        1800.0,
+        "that processes wait for one another before the run ends; validation and saving count",
+        unit="seconds",
+        above=0,
+    )

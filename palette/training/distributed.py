@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from palette.build import resolve_device, resolve_precision
 from palette.config import Config, ConfigError
+from palette.data.dataset import Batch
+
+TIMEOUT = 1800.0  # seconds; PyTorch's own for gloo
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    store: dist.Store | None = None  # of this attempt; None where there is one process
 
     @property
     def is_first(self) -> bool:
@@ -77,8 +82,12 @@ class World:
 
 
 @contextmanager
-def world(device: str = "auto") -> Iterator[World]:
+def world(device: str = "auto", timeout: float = TIMEOUT) -> Iterator[World]:
     """The processes of this run, connected for the duration of the block.
+
+    Args:
+        device: as in ``run.device``.
+        timeout: seconds that a collective waits for the other processes.
 
     Raises:
         RuntimeError: the others cannot be reached.
@@ -94,16 +103,18 @@ def world(device: str = "auto") -> Iterator[World]:
         torch.cuda.set_device(chosen)
     # After a restart torchrun hands out the store of the first attempt, which still holds the
     # addresses of dead processes (pytorch #135712); a prefix per attempt keeps them apart.
-    store, _, _ = next(iter(rendezvous("env://")))
+    first, _, _ = next(iter(rendezvous("env://")))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = PrefixStore(f"attempt_{attempt}", first)
     dist.init_process_group(
         "nccl" if chosen.type == "cuda" else "gloo",
-        store=PrefixStore(f"attempt_{attempt}", store),
+        store=store,
         rank=rank,
         world_size=size,
+        timeout=timedelta(seconds=timeout),
     )
     try:
-        yield World(rank, size, chosen)
+        yield World(rank, size, chosen, store)
     finally:
         dist.destroy_process_group()
 
@@ -139,3 +150,18 @@ def check_share(config: Config, world: World) -> None:
             f"data.batch_size={config.data.batch_size} must be a multiple of {parts}, "
             f"train.accumulate times {world.size} processes"
         )
+
+
+def split(batch: Batch, parts: int, device: torch.device) -> list[dict[str, Tensor]]:
+    """The tensors of a batch in equal parts on the device, images channels-last."""
+    moved = {}
+    for name, value in batch.items():
+        if isinstance(value, Tensor):
+            value = value.to(device, non_blocking=True)
+            is_image = value.dim() == 4
+            moved[name] = value.to(memory_format=torch.channels_last) if is_image else value
+    size = len(batch["target"]) // parts
+    return [
+        {name: value[index * size : (index + 1) * size] for name, value in moved.items()}
+        for index in range(parts)
+    ]

@@ -42,7 +42,7 @@ def train(config: Config, resume: str | None = None, *, export: Path | None = No
         ConfigError, CheckpointError, ValueError: what a user can cause, in one line each.
         SystemExit: 143 or 130 after SIGTERM or Ctrl-C, with everything saved.
     """
-    with world() as processes:
+    with world(timeout=config.train.timeout) as processes:
         dataset, validation = build_datasets(config)
         torch.manual_seed(config.run.seed)
         network = build_network(config)

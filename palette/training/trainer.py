@@ -29,8 +29,16 @@ from palette.data.dataset import Batch, Batches, TaskDataset
 from palette.data.loader import Loader
 from palette.diffusion import objective
 from palette.training.beginning import elsewhere
-from palette.training.distributed import World, check_share, parallel, precision, unsynchronised
+from palette.training.distributed import (
+    World,
+    check_share,
+    parallel,
+    precision,
+    split,
+    unsynchronised,
+)
 from palette.training.ema import EMA, Further
+from palette.training.hangs import naming_the_lost
 from palette.training.interrupts import Interrupts
 from palette.training.levels import LEVELS, LevelLosses
 from palette.training.logging import RunLog
@@ -125,13 +133,15 @@ class Trainer:
             ConfigError: the config changes what the checkpoint's model is.
             CheckpointError: none can be loaded, or one cannot be written.
             TrainingFailed: too many steps in a row were not finite.
+            ProcessLost: another process hangs or has died.
             SystemExit: with 143 or 130 after SIGTERM or Ctrl-C, once a checkpoint is written.
         """
         notes = self._begin(resume)
         active = self.world.is_first
         total, board = self.config.train.steps, self.config.run.tensorboard
         log = RunLog(self.run_dir, self.step, total, active=active, tensorboard=board)
-        with contextlib.closing(log), Interrupts() as interrupts:
+        lost = naming_the_lost(self.world, lambda: self.step)
+        with contextlib.closing(log), lost, Interrupts() as interrupts:
             log.session(self.step, {"processes": self.world.size, **info.facts()})
             for note in notes:
                 log.say(note)
@@ -197,7 +207,7 @@ class Trainer:
         """Gradients of the mean loss over all processes; losses and noise levels [N] of mine."""
         config, device = self.config, self.world.device.type
         classes = config.model.num_classes
-        parts = _split(batch, config.train.accumulate, self.world.device)
+        parts = split(batch, config.train.accumulate, self.world.device)
         losses, levels = [], []
         for index, part in enumerate(parts):
             last = index == len(parts) - 1
@@ -382,18 +392,3 @@ class Trainer:
         if len(states) == self.world.size:  # nothing of ours draws from it; a user's task may
             torch.set_rng_state(states[self.world.rank])
         self.saved, self._saved_step = found.path, self.step
-
-
-def _split(batch: Batch, parts: int, device: torch.device) -> list[dict[str, Tensor]]:
-    """The tensors of a batch in equal parts on the device, images channels-last."""
-    moved = {}
-    for name, value in batch.items():
-        if isinstance(value, Tensor):
-            value = value.to(device, non_blocking=True)
-            is_image = value.dim() == 4
-            moved[name] = value.to(memory_format=torch.channels_last) if is_image else value
-    size = len(batch["target"]) // parts
-    return [
-        {name: value[index * size : (index + 1) * size] for name, value in moved.items()}
-        for index in range(parts)
-    ]
