@@ -195,10 +195,11 @@ def test_crafted_meta_stays_inside_the_checkpoint(tmp_path: Path) -> None:
     assert "meta.json: damaged" in reason(path)
 
 
-def test_kill_while_saving_loses_at_most_one_interval(tmp_path: Path) -> None:
-    """A child saves in a loop and is killed at a random time, 50 times over."""
+@pytest.mark.parametrize("kills", [50, pytest.param(200, marks=pytest.mark.soak)])
+def test_kill_while_saving_loses_at_most_one_interval(tmp_path: Path, kills: int) -> None:
+    """A child saves in a loop and is killed at a random time, again and again."""
     draw, step = random.Random(2), 0
-    for _ in range(50):
+    for _ in range(kills):
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
@@ -273,6 +274,85 @@ def test_a_fault_at_every_call_leaves_a_loadable_checkpoint(
         assert found.step in (1, 2)
 
 
+SITES = (  # all through which saving, exporting and pruning touch the disk
+    (checkpoints, "save_file"),
+    (torch, "save"),
+    (Path, "mkdir"),
+    (Path, "write_text"),
+    (Path, "write_bytes"),
+    (Path, "rename"),
+    (Path, "replace"),
+    (Path, "unlink"),
+    (os, "fsync"),
+    (shutil, "rmtree"),
+)
+
+
+def save_in_a_child(run: Path, end_at: int) -> int:
+    """Save, prune and export in a fork that ends at the so-manieth moment, before or after a call
+    that touches the disk; its exit code, or the number of moments where it came to its end."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        moments = 0
+
+        def moment() -> None:
+            nonlocal moments
+            if moments == end_at:
+                os._exit(9)
+            moments += 1
+
+        def ending(function: Callable[..., Any]) -> Callable[..., Any]:
+            def wrapped(*arguments: Any, **options: Any) -> Any:
+                moment()
+                result = function(*arguments, **options)
+                moment()
+                return result
+
+            return wrapped
+
+        with contextlib.suppress(BaseException):
+            for owner, name in SITES:
+                setattr(owner, name, ending(getattr(owner, name)))
+            save(run, 3)
+            checkpoints.prune(run, 2)
+            checkpoints.export(run / "model.safetensors", state(3), "", {"step": 3})
+            os.write(writer, struct.pack("q", moments))
+            os._exit(0)
+        os._exit(1)
+    os.close(writer)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    written = os.read(reader, 8)
+    os.close(reader)
+    return struct.unpack("q", written)[0] if written else -code
+
+
+def test_ending_before_and_after_every_call_leaves_a_loadable_checkpoint(tmp_path: Path) -> None:
+    def begin() -> Path:
+        run = tmp_path / "run"
+        shutil.rmtree(run, ignore_errors=True)
+        save(run, 1)
+        save(run, 2)
+        checkpoints.export(run / "model.safetensors", state(2), "", {"step": 2})
+        return run
+
+    moments = save_in_a_child(begin(), -1)
+    assert moments > 40
+    loadable = 0
+    for index in range(moments):
+        run = begin()
+        assert save_in_a_child(run, index) == -9
+        found = checkpoints.latest(run)
+        exported = checkpoints.load(run / "model.safetensors").step
+        steps = [int(path.name[-1]) for path in checkpoints.steps(run)]
+        loadable += found.skipped == () and found.step in (2, 3) and exported in (2, 3)
+        assert len(steps) >= 2
+        save(run, 4)
+        assert leftovers(run) == []
+    print(f"{moments} moments, {loadable} with a loadable checkpoint and model")
+    assert loadable == moments
+
+
 def test_replacing_a_step_and_pruning(tmp_path: Path) -> None:
     for step in (1, 2, 3, 10):
         save(tmp_path, step)
@@ -341,6 +421,67 @@ def test_directory_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(CheckpointError, match=r"Read-only file system \(\d+ bytes free\)"):
         save(tmp_path, 1)
+
+
+def in_a_child(action: Callable[[], object]) -> str:
+    """The message of the CheckpointError that ``action`` ends with in a fork of this process."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+        except CheckpointError as error:
+            os.write(writer, str(error).encode())
+        except BaseException as error:
+            os.write(writer, repr(error).encode())
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with os.fdopen(reader, "rb") as pipe:
+        return pipe.read().decode()
+
+
+def test_a_folder_of_someone_else(tmp_path: Path) -> None:
+    """Without the right to write, as any user but root."""
+    tmp_path.parent.parent.chmod(0o755)
+    tmp_path.parent.chmod(0o755)
+    save(tmp_path, 1)
+    places = (tmp_path / "checkpoints", tmp_path)
+    for place in places:
+        place.chmod(0o555)
+
+    def as_nobody() -> None:
+        if os.getuid() == 0:
+            os.setuid(65534)
+        save(tmp_path, 2)
+
+    message = in_a_child(as_nobody)
+    for place in places:
+        place.chmod(0o755)
+    assert "cannot be written: Permission denied" in message
+    assert "bytes free" in message
+    assert os.listdir(tmp_path / "checkpoints") == ["step_00000001"]
+    assert checkpoints.latest(tmp_path).skipped == ()
+
+
+@pytest.mark.soak
+def test_a_small_disk_that_fills_up(tmp_path: Path) -> None:
+    """A file system of one megabyte; needs root."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        save(disk, 1)
+        whole = {"w": torch.zeros(100_000)}
+        with pytest.raises(CheckpointError, match="No space left on device") as full:
+            checkpoints.save(disk, 2, model=whole, ema=whole, trainer=whole, config_yaml="")
+        assert "bytes free" in str(full.value)
+        assert os.listdir(disk / "checkpoints") == ["step_00000001"]
+        assert checkpoints.latest(disk).step == 1
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_export_and_its_bit_flips(tmp_path: Path) -> None:
