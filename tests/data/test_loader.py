@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -147,3 +148,45 @@ def test_long_lists_are_cut(dataset: Callable[..., TaskDataset]) -> None:
 def test_negative_workers_are_refused() -> None:
     with pytest.raises(ValueError, match="workers must be at least 0, got -1"):
         Loader(_photos(), Batches(30, 4), workers=-1)
+
+
+@pytest.fixture
+def strange(tmp_path: Path) -> TaskDataset:
+    """Five hundred files: five that are no pictures, and every kind of odd one that is."""
+    for number in range(488):
+        Image.new("L", (9, 9), number % 256).save(tmp_path / f"{number:04d}.png")
+    for mode in ("CMYK", "RGBA", "P", "1"):
+        kind = "tif" if mode == "CMYK" else "png"
+        Image.new(mode, (12, 10)).save(tmp_path / f"mode {mode}.{kind}")
+    for size in ((1, 1), (50_000, 1), (1, 2000)):
+        Image.new("RGB", size).save(tmp_path / f"{size[0]} by {size[1]}.png")
+    for name in ("日本 ö", "line\nbreak", "-rf", "a..b"):
+        Image.new("RGB", (9, 9)).save(tmp_path / f"{name}.png")
+    Image.new("RGB", (9, 9)).save(tmp_path / "very.long.JPEG")
+    whole = (tmp_path / "0000.png").read_bytes()
+    (tmp_path / "bad cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "bad empty.jpg").write_bytes(b"")
+    (tmp_path / "bad text.webp").write_text("no picture")
+    (tmp_path / "bad bomb.bmp").write_bytes(
+        b"BM" + struct.pack("<IIIIiiHHI", 99, 0, 54, 40, 30_000, 30_000, 1, 24, 0) + bytes(65)
+    )
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "circle").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    return TaskDataset(Folder(tmp_path), tasks.make_task("inpaint"), 8, 0)
+
+
+def test_every_bad_file_is_counted_and_the_ranks_agree(strange: TaskDataset) -> None:
+    length = len(strange)
+    ranks: list[Loader] = []
+    batches: list[list[Batch]] = []
+    for rank, world in ((0, 1), (0, 2), (1, 2)):
+        order = Batches(length, 20 // world, rank=rank, world=world, stop=length // 20 * 20)
+        ranks.append(Loader(strange, order))
+        batches.append(list(ranks[-1]))
+    planted = [name for name in ranks[0].skipped if name.startswith(("bad", "gone"))]
+    assert len(ranks[0].skipped) == len(planted) == 5
+    assert ranks[0].skipped == ranks[1].skipped | ranks[2].skipped
+    for alone, first, second in zip(*batches, strict=True):
+        assert alone["name"] == first["name"] + second["name"]
+        assert torch.equal(alone["target"], torch.cat((first["target"], second["target"])))
