@@ -20,7 +20,7 @@ check: lint test
 
 soak: # what takes minutes: full shapes, thousands of random calls, faults that the tests must see
 	$(PYTHON) -m pytest -n0 -m soak
-	$(PYTHON) -m pytest -n0 --hypothesis-profile=soak tests/ops/test_fuzz.py
+	$(PYTHON) -m pytest -n0 --hypothesis-profile=soak tests/ops/test_fuzz.py tests/test_checkpoint_fuzz.py
 	TRITON_INTERPRET=1 $(PYTHON) -m pytest -n0 tests/ops/test_fuzz.py
 	$(PYTHON) tests/mutations.py
 

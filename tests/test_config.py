@@ -78,6 +78,7 @@ def test_mutations_of_values_are_all_rejected_by_key() -> None:
             assert key in message, message
         else:
             accepted.append((key, value))
+    print(f"{len(MUTATIONS)} mutations, {len(MUTATIONS) - len(accepted)} rejected")
     assert accepted == []
 
 
@@ -111,6 +112,7 @@ def test_typos_are_rejected_and_the_right_key_suggested() -> None:
             assert f"run.yaml:2: unknown option {section}.{damaged}" in message
             total += 1
             right += f"did you mean {key}?" in message
+    print(f"{right} of {total} typos: the right key suggested")
     assert total > 150
     assert right / total > 0.95
 
