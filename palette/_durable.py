@@ -18,14 +18,17 @@ def writing(final: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        free = free_bytes(final)
         with contextlib.suppress(OSError):
             remove(temporary)
         if not isinstance(error, (OSError, RuntimeError, SafetensorError)):
             raise
-        lines = str(getattr(error, "strerror", None) or error).splitlines()
+        # Where a write fails, torch.save ends in a complaint about positions instead.
+        first = error.__context__ if isinstance(error.__context__, OSError) else error
+        lines = str(getattr(first, "strerror", None) or first).splitlines()
         raise CheckpointError(
-            f"{final}: cannot be written: {lines[0] if lines else type(error).__name__} "
-            f"({free_bytes(final)}); earlier checkpoints are untouched"
+            f"{final}: cannot be written: {lines[0] if lines else type(first).__name__} "
+            f"({free}); earlier checkpoints are untouched"
         ) from error
 
 
