@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -34,7 +34,7 @@ class World:
     rank: int
     size: int
     device: torch.device
-    store: dist.Store | None = None  # of this attempt; None where there is one process
+    store: Store | None = None  # of this attempt; None where there is one process
 
     @property
     def is_first(self) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
 
 from palette.training.distributed import World
 
@@ -62,7 +63,7 @@ def _is_of_a_collective(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
-def _message(store: dist.Store, world: World, step: int, error: RuntimeError) -> str:
+def _message(store: Store, world: World, step: int, error: RuntimeError) -> str:
     silent = []
     try:
         store.set(f"waiting_{world.rank}", str(step))
@@ -79,7 +80,7 @@ def _message(store: dist.Store, world: World, step: int, error: RuntimeError) ->
     )
 
 
-def _watch(store: dist.Store, world: World, step: Callable[[], int], over: threading.Event) -> None:
+def _watch(store: Store, world: World, step: Callable[[], int], over: threading.Event) -> None:
     """End this process when another gave up and this one does not find out by itself."""
     try:
         while not over.wait(POLL):
