@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -45,16 +46,22 @@ def device() -> str:
 
 
 def interleaved(contestants: dict[str, Callable[[], object]], seconds: float = 0.12) -> Timings:
-    """Median seconds of each function, all of them in turn, about ``seconds`` for each."""
+    """Median seconds of each function, about ``seconds`` for each.
+
+    All of them in turn, in another order each time: who comes after whom decides what is in the
+    caches.
+    """
     for function in contestants.values():
         for _ in range(3 if DEVICE == "cuda" else 1):
             function()
     once = max(_timed(function) for function in contestants.values())
     rounds = min(max(int(seconds / once), 5), 200)
     samples: dict[str, list[float]] = {name: [] for name in contestants}
+    order, shuffle = list(contestants), random.Random(0).shuffle
     for _ in range(rounds):
-        for name, function in contestants.items():
-            samples[name].append(_timed(function))
+        shuffle(order)
+        for name in order:
+            samples[name].append(_timed(contestants[name]))
     return {name: statistics.median(times) for name, times in samples.items()}
 
 
