@@ -45,12 +45,22 @@ def device() -> str:
     return DEVICE
 
 
-def interleaved(contestants: dict[str, Callable[[], object]], seconds: float = 0.12) -> Timings:
+def interleaved(
+    contestants: dict[str, Callable[[], object]],
+    seconds: float = 0.12,
+    before: Callable[[], object] = lambda: None,
+) -> Timings:
     """Median seconds of each function, about ``seconds`` for each.
 
-    All of them in turn, in another order each time: who comes after whom decides what is in the
-    caches.
+    The reference by itself, since its many large intermediates would empty the caches for whoever
+    comes next; all others in turn, in another order each time, since who comes after whom decides
+    what is in the caches. ``before`` runs before each call and is not timed: what leaves the input
+    as the layer before would.
     """
+    if "reference" in contestants and len(contestants) > 1:
+        others = {name: each for name, each in contestants.items() if name != "reference"}
+        alone = {"reference": contestants["reference"]}
+        return interleaved(alone, seconds, before) | interleaved(others, seconds, before)
     for function in contestants.values():
         for _ in range(3 if DEVICE == "cuda" else 1):
             function()
@@ -61,6 +71,7 @@ def interleaved(contestants: dict[str, Callable[[], object]], seconds: float = 0
     for _ in range(rounds):
         shuffle(order)
         for name in order:
+            before()
             samples[name].append(_timed(contestants[name]))
     return {name: statistics.median(times) for name, times in samples.items()}
 
