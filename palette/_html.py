@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import html
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from palette import _durable
 
 
 class Html(str):
@@ -127,12 +128,7 @@ def write_page(path: Path, title: str, *content: object, script: str = "", style
         content=join(content),
         script=f"<script>{script}</script>" if script else "",
     )
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    _durable.write_text(path, text)
     return path
 
 

@@ -9,7 +9,6 @@ made by, so that one of another plan, or a damaged one, is made again.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +80,6 @@ class Layout:
             _durable.sweep(folder)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file that appears only when it is whole."""
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write strict JSON, whole or not at all."""
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    _durable.write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -7,7 +7,8 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from palette.evaluation.layout import SCORES, TABLE, write_json, write_text
+from palette import _durable
+from palette.evaluation.layout import SCORES, TABLE, write_json
 from palette.evaluation.progress import Progress
 from palette.metrics.folders import Shard, score_folders
 from palette.metrics.kept import KEPT
@@ -124,4 +125,4 @@ def write_scores(root: Path, scores: Scores, paper: dict[str, Any] | None) -> No
     """Write ``scores.json``, with a value for each image, and the same as a table."""
     content = json.loads(scores.to_json(per_image=True))
     write_json(root / SCORES, {**content, "paper": paper})
-    write_text(root / TABLE, scores.table())
+    _durable.write_text(root / TABLE, scores.table())
