@@ -6,7 +6,12 @@ namespace PALETTE_ISA {
 
 constexpr int kColumns =
     PALETTE_LANES == 16 ? 8 : 4;  // vectors of channels that are summed up side by side
+constexpr int kHeld = PALETTE_LANES == 16 ? 4 : 2;  // of which registers hold all coefficients
 constexpr int64_t kShiftRows = 8;
+
+// Measured: float32, which is bound by memory sooner, loses by more than one.
+template <class T>
+constexpr int64_t kWideTileRows = sizeof(T) == 2 ? 4 : 1;
 
 // Of some columns (kVectors vectors of channels), a shift near each one's mean: the mean of a few
 // rows. Whatever the data, the mean of n rows is at most sqrt(n / few) standard deviations away, so
@@ -63,11 +68,15 @@ PALETTE_INLINE void sweep(Rows<const T> x, int64_t rows, int64_t width, Wide<T>*
   constexpr int kLanes = Lanes<T>::kLanes;
   constexpr auto wide =
       kStart ? start_columns<T, kColumns, false> : add_columns<T, kColumns, false>;
+  constexpr auto held = kStart ? start_columns<T, kHeld, false> : add_columns<T, kHeld, false>;
   constexpr auto narrow = kStart ? start_columns<T, 1, false> : add_columns<T, 1, false>;
   constexpr auto part = kStart ? start_columns<T, 1, true> : add_columns<T, 1, true>;
   int64_t c = 0;
   for (; c + kColumns * kLanes <= width; c += kColumns * kLanes) {
     wide({x.data + c, x.stride}, rows, kLanes, shift + c, sum + c, square + c);
+  }
+  for (; c + kHeld * kLanes <= width; c += kHeld * kLanes) {
+    held({x.data + c, x.stride}, rows, kLanes, shift + c, sum + c, square + c);
   }
   for (; c + kLanes <= width; c += kLanes) {
     narrow({x.data + c, x.stride}, rows, kLanes, shift + c, sum + c, square + c);
@@ -175,10 +184,10 @@ PALETTE_LEAF Moments moments_run(const T* x, int64_t count) {
   return result;
 }
 
-template <class T, bool kSilu, class V, class C>
-PALETTE_INLINE V transform(V d, const Affine<C>& by, int64_t at) {
-  if constexpr (kCentred<T>) d -= coefficient(by.center, at);
-  const V z = fma(d, coefficient(by.gain, at), coefficient(by.offset, at));
+template <class T, bool kSilu, class V>
+PALETTE_INLINE V transform(V d, V center, V gain, V offset) {
+  if constexpr (kCentred<T>) d -= center;
+  const V z = fma(d, gain, offset);
   if constexpr (kSilu) {
     return z / one_plus_exp_minus<T>(z);
   } else {
@@ -186,44 +195,84 @@ PALETTE_INLINE V transform(V d, const Affine<C>& by, int64_t at) {
   }
 }
 
-template <class T, bool kSilu, class C>
-PALETTE_INLINE void apply_row(const T* x, T* y, int64_t width, const Affine<C>& by) {
+// Some columns of some rows, their coefficients held in registers.
+template <class T, bool kSilu, int kVectors, bool kPart>
+PALETTE_INLINE void apply_columns(Rows<const T> x, Rows<T> y, int64_t rows, int64_t count,
+                                  const Affine<Wide<T>*>& by, int64_t at) {
+  using V = typename Lanes<T>::Vector;
   constexpr int kLanes = Lanes<T>::kLanes;
-  int64_t at = 0;
-  for (; at + 2 * kLanes <= width; at += 2 * kLanes) {
-    const auto d = load_pair(x + at);
-    store_pair(y + at,
-               {transform<T, kSilu>(d.low, by, at), transform<T, kSilu>(d.high, by, at + kLanes)});
+  V center[kVectors], gain[kVectors], offset[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    center[v] = load(by.center + at + v * kLanes);
+    gain[v] = load(by.gain + at + v * kLanes);
+    offset[v] = load(by.offset + at + v * kLanes);
   }
-  if (at + kLanes <= width) {
-    store(y + at, transform<T, kSilu>(load(x + at), by, at));
-    at += kLanes;
-  }
-  if (at < width) {
-    store_part(y + at, width - at, transform<T, kSilu>(load_part(x + at, width - at), by, at));
+  for (int64_t row = 0; row < rows; ++row) {
+    V values[kVectors];
+    load_columns<T, kVectors, kPart>(x.data + row * x.stride + at, count, values);
+    for (int v = 0; v < kVectors; ++v) {
+      values[v] = transform<T, kSilu>(values[v], center[v], gain[v], offset[v]);
+    }
+    store_columns<T, kVectors, kPart>(y.data + row * y.stride + at, count, values);
   }
 }
 
+template <class T, bool kSilu>
+PALETTE_INLINE void apply_rows(Rows<const T> x, Rows<T> y, int64_t rows, int64_t width,
+                               const Affine<Wide<T>*>& by) {
+  constexpr int kLanes = Lanes<T>::kLanes;
+  int64_t at = 0;
+  for (; at + kHeld * kLanes <= width; at += kHeld * kLanes) {
+    apply_columns<T, kSilu, kHeld, false>(x, y, rows, kLanes, by, at);
+  }
+  for (; at + kLanes <= width; at += kLanes) {
+    apply_columns<T, kSilu, 1, false>(x, y, rows, kLanes, by, at);
+  }
+  if (at < width) apply_columns<T, kSilu, 1, true>(x, y, rows, width - at, by, at);
+}
+
+// Several rows for each load of the coefficients; few where a row is wider than what registers
+// hold, so that memory is still walked through almost in order.
 template <class T>
 PALETTE_LEAF void apply(Rows<const T> x, Rows<T> y, int64_t rows, int64_t width,
                         Affine<Wide<T>*> by, bool silu) {
-  for (int64_t row = 0; row < rows; ++row) {
-    const T* from = x.data + row * x.stride;
-    T* to = y.data + row * y.stride;
+  const int64_t tile = width <= kHeld * Lanes<T>::kLanes ? rows : kWideTileRows<T>;
+  for (int64_t row = 0; row < rows; row += tile) {
+    const int64_t some = row + tile < rows ? tile : rows - row;
+    const Rows<const T> from = {x.data + row * x.stride, x.stride};
+    const Rows<T> to = {y.data + row * y.stride, y.stride};
     if (silu) {
-      apply_row<T, true>(from, to, width, by);
+      apply_rows<T, true>(from, to, some, width, by);
     } else {
-      apply_row<T, false>(from, to, width, by);
+      apply_rows<T, false>(from, to, some, width, by);
     }
+  }
+}
+
+template <class T, bool kSilu>
+PALETTE_INLINE void apply_one_channel(const T* x, T* y, int64_t count, const Affine<Wide<T>>& by) {
+  constexpr int kLanes = Lanes<T>::kLanes;
+  const auto center = broadcast(by.center), gain = broadcast(by.gain),
+             offset = broadcast(by.offset);
+  int64_t at = 0;
+  for (; at + 2 * kLanes <= count; at += 2 * kLanes) {
+    const auto d = load_pair(x + at);
+    store_pair(y + at, {transform<T, kSilu>(d.low, center, gain, offset),
+                        transform<T, kSilu>(d.high, center, gain, offset)});
+  }
+  for (; at < count; at += kLanes) {
+    const int64_t some = at + kLanes < count ? kLanes : count - at;
+    const auto d = load_part(x + at, some);
+    store_part(y + at, some, transform<T, kSilu>(d, center, gain, offset));
   }
 }
 
 template <class T>
 PALETTE_LEAF void apply_run(const T* x, T* y, int64_t count, Affine<Wide<T>> by, bool silu) {
   if (silu) {
-    apply_row<T, true>(x, y, count, by);
+    apply_one_channel<T, true>(x, y, count, by);
   } else {
-    apply_row<T, false>(x, y, count, by);
+    apply_one_channel<T, false>(x, y, count, by);
   }
 }
 

@@ -125,8 +125,12 @@ void gather(const Tensor& from, std::vector<A>& to) {
   const int64_t row = matrix ? from.stride(0) : 0, step = from.stride(matrix ? 1 : 0);
   to.resize(height * width);
   for (int64_t i = 0; i < height; ++i) {
-    for (int64_t j = 0; j < width; ++j) {
-      to[i * width + j] = static_cast<A>(data[i * row + j * step]);
+    const T* values = data + i * row;
+    A* out = to.data() + i * width;
+    if (step == 1) {  // which the compiler makes vectors of
+      for (int64_t j = 0; j < width; ++j) out[j] = static_cast<A>(values[j]);
+    } else {
+      for (int64_t j = 0; j < width; ++j) out[j] = static_cast<A>(values[j * step]);
     }
   }
 }

@@ -302,6 +302,17 @@ PALETTE_INLINE void store_row(T* to, int64_t count, V value) {
   }
 }
 
+template <class T, int kVectors, bool kPart, class V>
+PALETTE_INLINE void store_columns(T* to, int64_t count, const V (&from)[kVectors]) {
+  constexpr int kLanes = Lanes<T>::kLanes;
+  if constexpr (kVectors == 1) {
+    store_row<T, kPart>(to, count, from[0]);
+  } else {
+    static_assert(kVectors % 2 == 0 && !kPart);
+    for (int v = 0; v < kVectors; v += 2) store_pair(to + v * kLanes, {from[v], from[v + 1]});
+  }
+}
+
 }  // namespace PALETTE_ISA
 }  // namespace
 }  // namespace palette::cpu
