@@ -15,6 +15,12 @@ class Train:
     precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "auto: bfloat16 where it is fast, else float32 (float16 on sm_75)"
     )
+    parallel: Literal["ddp", "fsdp"] = option(
+        "ddp",
+        "of several processes: ddp, each has the whole model; fsdp, each has a part of weights, "
+        "gradients, optimizer and averages",
+    )
+    compile: bool = option(False, "torch.compile the network; the first step takes minutes")
     steps: int = option(10000, "optimizer steps in all", unit="steps", low=1)
     lr: float = option(1e-4, "learning rate after warm-up", above=0, high=10)
     warmup: int = option(0, "linear rise of the learning rate", unit="steps", low=0)

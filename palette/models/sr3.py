@@ -159,6 +159,16 @@ class SR3UNet(nn.Module):
         y: Tensor = self.final_conv(h)
         return y[:, :, :height, :width]
 
+    def units(self) -> list[list[nn.Module]]:
+        """Groups of layers that run together, and none of whose weights another group uses.
+
+        A block's ``noise_func`` runs in ``embed``, long before the block.
+        """
+        shifts = [block.res_block.noise_func for block in self._attending_blocks()]
+        projections: list[nn.Module] = [shift for shift in shifts if shift is not None]
+        blocks = [[layer] for layer in (*self.downs, *self.mid, *self.ups)]
+        return [projections, *blocks] if projections else blocks
+
     def _attending_blocks(self) -> Iterator[AttendingBlock]:
         for layer in (*self.downs, *self.mid, *self.ups):
             if isinstance(layer, AttendingBlock):

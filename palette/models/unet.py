@@ -158,6 +158,15 @@ class UNet(nn.Module):
                 if isinstance(layer, ResBlock):
                     yield layer
 
+    def units(self) -> list[list[nn.Module]]:
+        """Groups of layers that run together, and none of whose weights another group uses.
+
+        A block's ``emb_layers`` run in ``embed``, long before the block.
+        """
+        projections: list[nn.Module] = [block.emb_layers for block in self._res_blocks()]
+        blocks = (*self.input_blocks, self.middle_block, *self.output_blocks)
+        return [projections, *([block] for block in blocks)]
+
     def _zero_outputs(self) -> None:
         outputs: list[nn.Module] = [self.out[-1]]
         if self.condition_level:

@@ -18,7 +18,7 @@ from palette.training.takeover import take_over
 
 def elsewhere(
     config: Config,
-    network: nn.Module,
+    network: Mapping[str, Tensor],
     trained: Mapping[str, nn.Parameter],
     fresh: dict[str, Any],
     epoch_length: int,
@@ -27,7 +27,7 @@ def elsewhere(
 
     Args:
         config: what is trained.
-        network: freshly initialised.
+        network: ``state_dict()`` of the freshly initialised network.
         trained: the parameters of the optimizer, by name, in its order.
         fresh: ``trainer`` part of a checkpoint at step 0.
         epoch_length: samples of an epoch, over all processes.
@@ -43,7 +43,7 @@ def elsewhere(
     if not config.train.init_from:
         return None, []
     path = upstream.find_published(config.train.init_from)
-    weights, notes = first_weights(path, config, network.state_dict())
+    weights, notes = first_weights(path, config, network)
     return Checkpoint(path, config="", meta={}, model=weights, ema=weights, trainer=fresh), notes
 
 

@@ -7,7 +7,7 @@ is one process and every collective is the identity.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,12 +17,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from palette.build import resolve_device, resolve_precision
 from palette.config import Config, ConfigError
 from palette.data.dataset import Batch
+from palette.training.sharding import local_gradients, shard
 
 TIMEOUT = 1800.0  # seconds; PyTorch's own for gloo
 
@@ -119,9 +121,20 @@ def world(device: str = "auto", timeout: float = TIMEOUT) -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def is_sharded(config: Config, world: World) -> bool:
+    """Whether each process keeps only a part of every tensor."""
+    return config.train.parallel == "fsdp" and world.size > 1
+
+
+def share_out(networks: Sequence[nn.Module], world: World) -> None:
+    """Shard networks in place over all processes, each onto its device."""
+    for network in networks:
+        shard(network, world.device, world.size)
+
+
 def parallel(network: nn.Module, world: World) -> nn.Module:
-    """The network, its gradients summed over all processes where there are several."""
-    if world.size == 1:
+    """The network, its gradients averaged over all processes where there are several."""
+    if world.size == 1 or isinstance(network, FSDPModule):
         return network
     devices = [world.device] if world.device.type == "cuda" else None
     return DistributedDataParallel(network, device_ids=devices)
@@ -131,14 +144,21 @@ def unsynchronised(model: nn.Module) -> AbstractContextManager[None]:
     """Keep gradients local: only the last backward pass of a step is worth a message."""
     if isinstance(model, DistributedDataParallel):
         return model.no_sync()
+    if isinstance(model, FSDPModule):
+        return local_gradients(model)
     return nullcontext()
 
 
 def precision(config: Config, world: World) -> torch.dtype:
-    """What the network computes in here. Raises ConfigError for float16 on a CPU."""
+    """What the network computes in here. Raises ConfigError for float16 on a CPU or sharded."""
     dtype = resolve_precision(config.train.precision, world.device)
     if dtype is torch.float16 and world.device.type == "cpu":
         raise ConfigError("train.precision=float16 needs a GPU; on a CPU use auto or bfloat16")
+    if dtype is torch.float16 and is_sharded(config, world):
+        raise ConfigError(
+            "train.parallel=fsdp goes with train.precision=bfloat16 or float32; got float16, whose "
+            "scale would not be the same on all processes"
+        )
     return dtype
 
 

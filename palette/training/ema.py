@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from palette.config import Train
+from palette.training.sharding import load_weights, own_part
 
 
 class EMA:
@@ -27,9 +29,20 @@ class EMA:
         self.decay = decay
         self.warmup = warmup
         self.updates = 0
-        self._average: list[Tensor] = list(self.network.parameters())
-        self._weights: list[Tensor] = list(network.parameters())
-        self._buffers = list(zip(self.network.buffers(), network.buffers(), strict=True))
+        self._trained = network
+
+    # Taken at the first update: sharding, which comes after the copy, replaces the parameters.
+    @functools.cached_property
+    def _average(self) -> list[Tensor]:
+        return [own_part(value) for value in self.network.parameters()]
+
+    @functools.cached_property
+    def _weights(self) -> list[Tensor]:
+        return [own_part(value) for value in self._trained.parameters()]
+
+    @functools.cached_property
+    def _buffers(self) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(self.network.buffers(), self._trained.buffers(), strict=True))
 
     def decay_now(self) -> float:
         """d of the next update."""
@@ -46,7 +59,7 @@ class EMA:
 
     def load(self, state: Mapping[str, Tensor], updates: int) -> None:
         """Restore the average (strictly) and the number of updates."""
-        self.network.load_state_dict(state)
+        load_weights(self.network, state)
         self.updates = updates
 
 
@@ -78,6 +91,10 @@ class Further:
         }
         if train.swa_start is not None:
             self._averages["swa"] = Mean(network)
+
+    def networks(self) -> list[nn.Module]:
+        """The copies that hold the averages."""
+        return [average.network for average in self._averages.values()]
 
     def update(self, step: int) -> None:
         """Take in the network's weights at a step, counted from 0."""

@@ -14,6 +14,7 @@ from palette.training.distributed import World
 from palette.training.interrupts import Interrupts
 from palette.training.logging import RunLog
 from palette.training.pictures import evenly, grid, save_gif
+from palette.training.sharding import whole
 
 FRAMES = 40
 """Most frames of an animation: more take memory, and nobody sees them."""
@@ -45,10 +46,13 @@ class Process:
         it: what a stopped run has not drawn by then it never draws.
         """
         every = self.config.train.process_every
-        if every == 0 or step % every or interrupts.signal or not self.world.is_first:
+        if every == 0 or step % every:
+            return False
+        networks = {name: whole(each, self.config) for name, each in self.networks.items()}
+        if interrupts.signal or not self.world.is_first:
             return False
         try:
-            found = {name: self._frames(each, interrupts) for name, each in self.networks.items()}
+            found = {name: self._frames(each, interrupts) for name, each in networks.items()}
         except CancelledError:
             return False
         last = self.config.sample.steps - 1

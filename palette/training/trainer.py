@@ -32,8 +32,10 @@ from palette.training.beginning import elsewhere
 from palette.training.distributed import (
     World,
     check_share,
+    is_sharded,
     parallel,
     precision,
+    share_out,
     split,
     unsynchronised,
 )
@@ -48,6 +50,7 @@ from palette.training.process import Process
 from palette.training.rate import learning_rate
 from palette.training.resume import RunExists as RunExists
 from palette.training.resume import find
+from palette.training.sharding import gathered, gathered_states, load_optimizer, load_weights
 from palette.training.validation import Validation
 
 OnSamples = Callable[[int, dict[str, Tensor]], object]
@@ -90,20 +93,22 @@ class Trainer:
         check_share(config, world)
         self.run_dir = Path(config.run.dir)
         self.dtype = precision(config, world)
-        self.network = network.to(world.device).train()
+        sharded = is_sharded(config, world)
+        self.network = network.to("cpu" if sharded else world.device).train()
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.trained = trained(self.network, config.train)
-        self.model = parallel(self.network, world)
         self.ema = EMA(self.network, config.train.ema_decay, warmup=config.train.ema_warmup)
         self.further = Further(self.network, config.train)
+        if sharded:
+            share_out((self.network, self.ema.network, *self.further.networks()), world)
+        self.trained = trained(self.network, config.train)
+        self.model = parallel(self.network, world)
         self.schedule = build_schedule(config)
         self.optimizer = adam(self.trained, config.train)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype is torch.float16)
-        self.validation = (
-            Validation(config, self.ema.network, self.schedule, validation, world, self.dtype)
-            if validation is not None
-            else None
-        )
+        self.validation: Validation | None = None
+        if validation is not None:
+            found = (self.ema.network, self.network, self.schedule, validation)
+            self.validation = Validation(config, *found, world, self.dtype)
         weights = {"ema": self.ema.network, "raw": self.network}
         self.process = Process(config, weights, world, self.dtype)
         self.on_samples = on_samples
@@ -177,7 +182,9 @@ class Trainer:
             group["lr"] = rate
         per_sample, gamma = self._backward(batch)
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), train.clip or float("inf"))
+        norm = gathered(
+            nn.utils.clip_grad_norm_(self.network.parameters(), train.clip or float("inf"))
+        )
         totals = per_sample.new_tensor([0, interrupts.signal], dtype=torch.float64)
         totals[0] = per_sample.double().sum()
         by_level = self.levels.of(per_sample, gamma)
@@ -280,17 +287,8 @@ class Trainer:
         if scores is None:
             return False
         self.validated = self.step
-        record = {
-            "step": self.step,
-            "validation_loss": scores.loss,
-            "samples": self.samples,
-            "seconds": self.seconds,
-        }
-        said = f"validation loss {scores.loss:.4f}"
-        if scores.mae is not None:
-            record["validation_mae"] = scores.mae
-            said += f", error {scores.mae:.1f} of 255"
-        log.metrics(record, said)
+        counts = {"samples": self.samples, "seconds": self.seconds}
+        log.metrics({"step": self.step, **scores.metrics(), **counts}, scores.shown())
         if self.world.is_first and scores.columns:
             log.picture(self.step, grid(scores.columns))
             if self.on_samples is not None:
@@ -318,7 +316,8 @@ class Trainer:
         notes = [f"skipped {reason}" for reason in found.skipped] if found else []
         if found is None:
             fresh = self._state()
-            found, notes = elsewhere(self.config, self.network, self.trained, fresh, self._epoch)
+            weights = gathered_states(self.network.state_dict(), keep=True)
+            found, notes = elsewhere(self.config, weights, self.trained, fresh, self._epoch)
         if found is not None:
             self._restore(found)
             where += f", {'begun' if self.step == 0 else 'continued'} from {found.path}"
@@ -330,7 +329,15 @@ class Trainer:
         """Write a checkpoint of this step, and only then remove old ones."""
         if self._saved_step == self.step:
             return
-        state = self._state()
+        model, ema, averages, state = gathered_states(
+            [
+                self.network.state_dict(),
+                self.ema.network.state_dict(),
+                self.further.states(),
+                self._state(),
+            ],
+            keep=self.world.is_first,
+        )
         problem = None
         if self.world.is_first:
             try:
@@ -338,9 +345,9 @@ class Trainer:
                 self.saved = checkpoints.save(
                     self.run_dir,
                     self.step,
-                    model=self.network.state_dict(),
-                    ema=self.ema.network.state_dict(),
-                    averages=self.further.states(),
+                    model=model,
+                    ema=ema,
+                    averages=averages,
                     trainer=state,
                     config_yaml=configs.to_yaml(self.config),
                     meta={"palette": palette.__version__, "samples": self.samples},
@@ -372,11 +379,11 @@ class Trainer:
 
     def _restore(self, found: Checkpoint) -> None:
         try:
-            self.network.load_state_dict(found.model)
+            load_weights(self.network, found.model)
             self.ema.load(found.ema, found.trainer["ema_updates"])
             updates = found.trainer.get("further_updates", {})
             self.further.load(found.averages, updates, found.model)
-            self.optimizer.load_state_dict(found.trainer["optimizer"])
+            load_optimizer(self.optimizer, found.trainer["optimizer"], self.trained)
             self.scaler.load_state_dict(found.trainer["scaler"])
             for name in ("step", "samples", "bad_steps", "validated"):
                 setattr(self, name, int(found.trainer[name]))

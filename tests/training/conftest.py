@@ -1,4 +1,4 @@
-"""The tiny training run that the tests of this folder share."""
+"""The tiny training run that the tests of this folder share, and how to run it in two processes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,20 @@ import pytest
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
     """The module ``tiny_run`` beside this file."""
-    path = Path(__file__).with_name("tiny_run.py")
-    spec = importlib.util.spec_from_file_location("tiny_run", path)
+    return _beside("tiny_run")
+
+
+@pytest.fixture(scope="session")
+def two() -> ModuleType:
+    """The module ``two_processes`` beside this file."""
+    return _beside("two_processes")
+
+
+def _beside(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["tiny_run"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module

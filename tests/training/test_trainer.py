@@ -257,7 +257,7 @@ def test_what_a_run_leaves_behind(tmp_path: Path, tiny: ModuleType) -> None:
     trainer = tiny.build(tmp_path, ("train.save_every=3", "train.keep=3"))
     trainer.on_samples = lambda step, columns: seen.append((step, list(columns)))
     assert trainer.fit() == tmp_path / "checkpoints" / "step_00000012"
-    assert seen == [(6, ["input", "sample", "truth"]), (12, ["input", "sample", "truth"])]
+    assert seen == [(step, ["input", "sample", "raw", "truth"]) for step in (6, 12)]
     kept = [path.name for path in checkpoints.steps(tmp_path)]
     assert kept == ["step_00000012", "step_00000009", "step_00000006"]
     grids = sorted(path.name for path in (tmp_path / "samples").iterdir())

@@ -26,6 +26,7 @@ from palette.build import build_network, build_task
 from palette.data.dataset import TaskDataset
 from palette.data.photos import Photos
 from palette.training.distributed import World, world
+from palette.training.sharding import own_part
 from palette.training.trainer import Trainer
 
 OPTIONS = """
@@ -75,7 +76,8 @@ def observe(trainer: Trainer) -> None:
     now = {int(step): what for what, who, step in faults if int(who) == rank and not attempt}
 
     def disturb(keys: Any, entries: Any) -> None:
-        values = b"".join(value.detach().numpy().tobytes() for value in trainer.trained.values())
+        parts = [own_part(value.detach()) for value in trainer.trained.values()]
+        values = b"".join(part.numpy().tobytes() for part in parts)
         line = [attempt, trainer.step, keys, hashlib.sha256(values).hexdigest()]
         with seen.open("a") as file:
             file.write(json.dumps(line) + "\n")
