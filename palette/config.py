@@ -41,6 +41,7 @@ class Run:
         0, "every random choice is a function of it and the sample", low=0, high=2**63 - 1
     )
     tensorboard: bool = option(True, "write TensorBoard logs too, where it is installed")
+    wandb: str = option("", "project of Weights & Biases that gets the same; empty: none")
 
 
 @dataclasses.dataclass
@@ -351,6 +352,8 @@ def _check_together(config: Config, origin: str) -> None:
             f"{origin}: train.accumulate must divide data.batch_size={config.data.batch_size}; "
             f"got {config.train.accumulate}"
         )
+    if config.train.compile and config.train.parallel == "fsdp":
+        raise ConfigError(f"{origin}: train.compile goes with train.parallel=ddp; got fsdp")
     check_task(config.task, config.model.kind, origin)
     if config.train.process_every and config.task.name != "generate":
         raise ConfigError(f"{origin}: train.process_every must be 0 unless task.name=generate")

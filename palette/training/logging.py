@@ -1,4 +1,4 @@
-"""What a run reports: ``metrics.jsonl``, TensorBoard, image grids, and a line or bar to look at.
+"""What a run reports: ``metrics.jsonl``, image grids, boards, and a line or bar to look at.
 
 Only the first process of a run has a log that writes; the others have one that does nothing.
 """
@@ -10,13 +10,13 @@ import os
 import shlex
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image as PILImage
 from tqdm import tqdm
+
+from palette.training.boards import Board
 
 METRICS = "metrics.jsonl"
 SESSIONS = "sessions.jsonl"
@@ -31,29 +31,21 @@ class RunLog:
             each step once.
         total: steps of the whole run, for the progress bar.
         active: False gives a log that writes and shows nothing.
-        tensorboard: whether to write TensorBoard logs too.
+
+    Attributes:
+        boards: get the same scalars and grids.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        step: int,
-        total: int,
-        *,
-        active: bool = True,
-        tensorboard: bool = True,
-    ) -> None:
+    def __init__(self, directory: Path, step: int, total: int, *, active: bool = True) -> None:
         self.directory = directory
         self.active = active
-        self._board: Any = None
+        self.boards: list[Board] = []
         self._bar: Any = None
         if not active:
             return
         directory.mkdir(parents=True, exist_ok=True)
         cut_back(directory / METRICS, step)
         self._file = (directory / METRICS).open("a", encoding="utf-8")
-        if tensorboard:
-            self._board = _tensorboard(directory / "tensorboard", step)
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
 
@@ -63,10 +55,8 @@ class RunLog:
             return
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
-        if self._board is not None:
-            for name, value in record.items():
-                if name != "step" and value is not None:
-                    self._board.add_scalar(name, value, record["step"])
+        for board in self.boards:
+            board.scalars(record)
         if self._bar is not None:
             self._bar.set_postfix_str(shown)
         else:
@@ -107,13 +97,13 @@ class RunLog:
         self.say(f"step {step}: not finite, not applied; samples: {', '.join(names[:4])}")
 
     def picture(self, step: int, sheet: PILImage.Image, kind: str = "samples") -> Path:
-        """Write ``<kind>/step_<step>.png`` and show it in TensorBoard."""
+        """Write ``<kind>/step_<step>.png`` and show it on the boards."""
         path = self.directory / kind / f"step_{step:08d}.png"
         if self.active:
             path.parent.mkdir(exist_ok=True)
             sheet.save(path)
-            if self._board is not None:
-                self._board.add_image(kind, np.asarray(sheet), step, dataformats="HWC")
+            for board in self.boards:
+                board.picture(kind, sheet, step)
         return path
 
     def flush(self) -> None:
@@ -125,8 +115,8 @@ class RunLog:
         """Close files and bar."""
         if self._bar is not None:
             self._bar.close()
-        if self._board is not None:
-            self._board.close()
+        for board in self.boards:
+            board.close()
         if self.active:
             self._file.close()
 
@@ -146,14 +136,3 @@ def cut_back(path: Path, step: int) -> None:
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     temporary.write_text("".join(kept), encoding="utf-8")
     temporary.replace(path)
-
-
-def _tensorboard(directory: Path, step: int) -> Any:
-    """A TensorBoard writer, or None where TensorBoard is absent or broken."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from torch.utils.tensorboard import SummaryWriter
-    except Exception:  # a broken installation raises all sorts of errors, and is no reason to stop
-        return None
-    return SummaryWriter(str(directory), purge_step=step + 1)

@@ -47,6 +47,11 @@ def local_gradients(model: FSDPModule) -> Iterator[None]:
     model.set_requires_gradient_sync(True)
 
 
+def clip_(network: nn.Module, limit: float) -> Tensor:
+    """Scale all gradients in place to a norm of at most ``limit``, 0 for any; the norm before."""
+    return gathered(nn.utils.clip_grad_norm_(network.parameters(), limit or float("inf")))
+
+
 def own_part(value: Tensor) -> Tensor:
     """What this process keeps of a tensor, in the same memory; all of one that is not sharded."""
     return value.to_local() if isinstance(value, DTensor) else value

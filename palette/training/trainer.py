@@ -29,6 +29,7 @@ from palette.data.dataset import Batch, Batches, TaskDataset
 from palette.data.loader import Loader
 from palette.diffusion import objective
 from palette.training.beginning import elsewhere
+from palette.training.boards import open_boards
 from palette.training.distributed import (
     World,
     check_share,
@@ -50,7 +51,7 @@ from palette.training.process import Process
 from palette.training.rate import learning_rate
 from palette.training.resume import RunExists as RunExists
 from palette.training.resume import find
-from palette.training.sharding import gathered, gathered_states, load_optimizer, load_weights
+from palette.training.sharding import clip_, gathered_states, load_optimizer, load_weights
 from palette.training.validation import Validation
 
 OnSamples = Callable[[int, dict[str, Tensor]], object]
@@ -98,6 +99,8 @@ class Trainer:
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = EMA(self.network, config.train.ema_decay, warmup=config.train.ema_warmup)
         self.further = Further(self.network, config.train)
+        if config.train.compile:
+            self.network.compile(fullgraph=True)
         if sharded:
             share_out((self.network, self.ema.network, *self.further.networks()), world)
         self.trained = trained(self.network, config.train)
@@ -143,8 +146,9 @@ class Trainer:
         """
         notes = self._begin(resume)
         active = self.world.is_first
-        total, board = self.config.train.steps, self.config.run.tensorboard
-        log = RunLog(self.run_dir, self.step, total, active=active, tensorboard=board)
+        log = RunLog(self.run_dir, self.step, self.config.train.steps, active=active)
+        if active:
+            log.boards = open_boards(self.config, self.step, log.say)
         lost = naming_the_lost(self.world, lambda: self.step)
         with contextlib.closing(log), lost, Interrupts() as interrupts:
             log.session(self.step, {"processes": self.world.size, **info.facts()})
@@ -182,9 +186,7 @@ class Trainer:
             group["lr"] = rate
         per_sample, gamma = self._backward(batch)
         self.scaler.unscale_(self.optimizer)
-        norm = gathered(
-            nn.utils.clip_grad_norm_(self.network.parameters(), train.clip or float("inf"))
-        )
+        norm = clip_(self.network, train.clip)
         totals = per_sample.new_tensor([0, interrupts.signal], dtype=torch.float64)
         totals[0] = per_sample.double().sum()
         by_level = self.levels.of(per_sample, gamma)
@@ -329,15 +331,13 @@ class Trainer:
         """Write a checkpoint of this step, and only then remove old ones."""
         if self._saved_step == self.step:
             return
-        model, ema, averages, state = gathered_states(
-            [
-                self.network.state_dict(),
-                self.ema.network.state_dict(),
-                self.further.states(),
-                self._state(),
-            ],
-            keep=self.world.is_first,
-        )
+        parts = {
+            "model": self.network.state_dict(),
+            "ema": self.ema.network.state_dict(),
+            "averages": self.further.states(),
+            "trainer": self._state(),
+        }
+        parts = gathered_states(parts, keep=self.world.is_first)
         problem = None
         if self.world.is_first:
             try:
@@ -345,10 +345,7 @@ class Trainer:
                 self.saved = checkpoints.save(
                     self.run_dir,
                     self.step,
-                    model=model,
-                    ema=ema,
-                    averages=averages,
-                    trainer=state,
+                    **parts,
                     config_yaml=configs.to_yaml(self.config),
                     meta={"palette": palette.__version__, "samples": self.samples},
                 )

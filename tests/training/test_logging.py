@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from palette.training import logging as run_logging
 from palette.training.logging import RunLog, cut_back
 
 
@@ -58,15 +57,6 @@ def test_other_processes_write_nothing(tmp_path: Path, capsys: pytest.CaptureFix
     log.close()
     assert not (tmp_path / "run").exists()
     assert capsys.readouterr().out == ""
-
-
-def test_without_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
-    assert run_logging._tensorboard(tmp_path / "tb", 0) is None
-    log = RunLog(tmp_path, 0, 10)
-    log.metrics({"step": 1, "loss": 1.0}, "")
-    assert log.picture(1, Image.new("RGB", (4, 4))).exists()
-    log.close()
 
 
 def test_progress_bar_on_a_terminal(

@@ -38,7 +38,7 @@ def _process(config: Config, rank: int = 0) -> Process:
 
 
 def _draw(process: Process, step: int, folder: Path, interrupts: Interrupts) -> bool:
-    log = RunLog(folder, 0, 10, tensorboard=False)
+    log = RunLog(folder, 0, 10)
     try:
         return process.draw(step, log, interrupts)
     finally:
