@@ -101,13 +101,17 @@ def describe_cost(config: Config, cost: Cost, dtype: torch.dtype) -> str:
     at_once = batch // train.accumulate
     step = 3 * cost.flops * batch  # the backward pass: one for the inputs, one for the weights
     name = str(dtype).removeprefix("torch.")
+    kept, copies = states * cost.parameters, cost.copies
+    held = f"{_bytes(kept + copies)} a process"
+    if train.parallel == "fsdp":
+        held = f"{_bytes(kept)} over all processes and {_bytes(copies)} on each"
     return "\n".join(
         (
             f"compute: {_flops(cost.flops)} an evaluation; about {_flops(step)} a step of {batch}, "
             f"{_flops(step * train.steps)} in {train.steps:,} steps; "
             f"{_flops(cost.flops * config.sample.steps)} a sample of {config.sample.steps} steps",
-            f"memory: {_bytes(states * cost.parameters + cost.copies)} a process for weights, "
-            f"gradients, Adam and {averages} average{'s' * (averages > 1)}; "
+            f"memory: {held} for weights, gradients, Adam and {averages} "
+            f"average{'s' * (averages > 1)}; "
             f"{_bytes(cost.activations)} of activations an image in {name}, "
             f"{_bytes(cost.activations * at_once)} for {at_once} at once over all processes",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -293,3 +294,44 @@ def test_an_epoch_of_whole_batches(tmp_path: Path, tiny: ModuleType) -> None:
     assert keys[28:] == [(1, position) for position in range(4)]
     with pytest.raises(ConfigError, match="drop_last leaves no batch"):
         tiny.build(tmp_path / "b", ("data.drop_last=true", "data.batch_size=40"))
+
+
+@pytest.mark.parametrize(
+    ("backend", "kind"),
+    [
+        ("aot_eager", "unet"),
+        pytest.param("inductor", "unet", marks=pytest.mark.soak),
+        pytest.param("inductor", "sr3", marks=pytest.mark.soak),
+    ],
+)
+def test_compiled_it_is_the_same_run(
+    tmp_path: Path, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch, backend: str, kind: str
+) -> None:
+    """With dropout, recomputed activations and accumulation; and it is taken up to the bit."""
+    sets = (f"model.kind={kind}", "model.channel_mults=[1]", "model.attention_resolutions=[]")
+    sets += ("model.checkpoint=true", "train.accumulate=2", "train.sample_every=2")
+    sets += ("train.steps=4", "train.save_every=2", "model.dropout=0.2")
+    compile_with = functools.partial(torch.compile, backend=backend)
+    monkeypatch.setattr(torch, "compile", compile_with)
+    torch._dynamo.reset()
+    eager = tiny.build(tmp_path / "eager", sets)
+    eager.fit()
+    sets = (*sets, "train.compile=true")
+    straight = tiny.build(tmp_path / "straight", sets)
+    straight.fit()
+    tiny.build(tmp_path / "run", (*sets, "train.steps=2")).fit()
+    tiny.build(tmp_path / "run", sets).fit("auto")
+    for name in ("loss", "validation_loss"):
+        expected, found = (
+            [line[name] for line in metrics(tmp_path / run) if name in line]
+            for run in ("eager", "straight")
+        )
+        assert found == pytest.approx(expected, rel=1e-4)
+    assert list(straight.network.state_dict()) == list(eager.network.state_dict())
+    assert losses(tmp_path / "run") == losses(tmp_path / "straight")
+    assert contents(tmp_path / "run") == contents(tmp_path / "straight")
+
+
+def test_compiled_and_sharded_is_refused(tmp_path: Path, tiny: ModuleType) -> None:
+    with pytest.raises(ConfigError, match=r"train\.compile goes with train\.parallel=ddp"):
+        tiny.build(tmp_path, ("train.compile=true", "train.parallel=fsdp"))
