@@ -21,7 +21,7 @@ serial=(-o addopts=--import-mode=importlib -m 'not soak')
 export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-native} PALETTE_REQUIRE=cpp,cuda
 keep build "$python" -m pip install -v --no-build-isolation --no-deps -e .
 keep info "$python" -m palette info
-keep tests "$python" -m pytest "${serial[@]}" tests/ops
+keep tests "$python" -m pytest "${serial[@]}" tests/ops tests/diffusion/test_steps.py
 if sanitizer=$(command -v compute-sanitizer); then
   for tool in memcheck racecheck initcheck synccheck; do
     keep "$tool" "$sanitizer" --tool "$tool" --error-exitcode 1 --target-processes all \

@@ -83,7 +83,11 @@ class Engine:
         config: the options it was trained with.
         name: what it was loaded from, for the record in written pictures.
         digest: the first characters of the weights' SHA-256.
+        graph: on a GPU, replay sampling steps as CUDA graphs (see ``Sampler``); set it to False
+            where a layer put into the network reads values back to the host.
     """
+
+    graph = True
 
     def __init__(
         self,
@@ -206,6 +210,7 @@ class Engine:
                 guidance=request.guidance,
                 dtype=self.dtype,
             )
+        self._samplers[key].graph = self.graph
         return self._samplers[key]
 
     def _request(

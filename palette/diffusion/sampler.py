@@ -2,7 +2,8 @@
 
 All levels are known in advance, so the noise-level embeddings of every step are computed before the
 loop where the network allows it. Inside the loop nothing is read back by the host, the step counter
-lives on the device, and each step writes its result straight into the next network input.
+lives on the device, and each step writes its result straight into the next network input. All that
+a step reads lies in buffers that stay in place, so on a GPU the whole step is one CUDA graph.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,15 +20,18 @@ from tqdm import tqdm
 
 from palette import ops
 from palette.diffusion.buffers import Arguments, Buffers
+from palette.diffusion.evaluator import Evaluator, Told, embeds, tell
+from palette.diffusion.graph import Graphs, Repeated
 from palette.diffusion.schedule import Array
 from palette.diffusion.solvers import REGRESSION, coefficients
+from palette.diffusion.steps import Steps
 
 OnStep = Callable[[int, Tensor], object]
 """``on_step(i, image)`` after step i (from 0), image float32 [N, C, H, W]: the clean image
 predicted in this step, or the state after it. The next step overwrites it: clone what to keep."""
 
-KEPT_BUFFERS = 4
-"""How many shapes a sampler keeps buffers for."""
+KEPT_SHAPES = 4
+"""How many kinds of calls a sampler keeps buffers and a graph for."""
 
 
 class CancelledError(Exception):
@@ -52,8 +56,15 @@ class Sampler:
             is null + guidance * (labelled - null), two evaluations a step unless it is 1.
         dtype: of the network input. A network whose weights have another dtype runs under
             autocast; the state is float32 in any case.
+        graph: on a GPU, replay a step as one CUDA graph, captured in the second step of the first
+            call of its kind. It is so with a network that offers ``embed`` and ``body`` and has no
+            hooks; ``body`` must then do the same at every call and read nothing back to the host.
+            False: the network is called at every step.
 
-    Buffers are kept for the last few shapes. One sampler serves one call at a time.
+    Buffers and graph are kept for the last few kinds of calls (shapes, and which arguments are
+    given). One that finds other weights' addresses or another backend of the ops is captured anew;
+    of other changes inside the network a graph knows nothing. One sampler serves one call at a
+    time.
 
     Raises ValueError for an argument that makes no sense (see ``solvers.coefficients``).
     """
@@ -68,6 +79,7 @@ class Sampler:
         eta: float = 0.0,
         guidance: float = 1.0,
         dtype: torch.dtype = torch.float32,
+        graph: bool = True,
     ) -> None:
         self.network = network
         self.levels: Array = np.asarray(levels, dtype=np.float64)
@@ -80,7 +92,9 @@ class Sampler:
         self.steps: int = self.table.shape[0]
         self._history = 2 if self.table.shape[1] > 6 else int((self.table[:, 4] != 0.0).any())
         self._draws_noise = bool((self.table[:, 5] != 0.0).any())
-        self._buffers: OrderedDict[tuple[object, ...], Buffers] = OrderedDict()
+        self.graph = graph
+        self._kept: OrderedDict[tuple[object, ...], Steps] = OrderedDict()
+        self._graphs: dict[torch.device, Graphs] = {}
 
     @torch.no_grad()
     def sample(
@@ -122,8 +136,9 @@ class Sampler:
         Returns:
             [N, C, H, W] float32, in [-1, 1] where the levels end at 1.0.
 
-        Raises ValueError for shapes or numbers that do not fit each other, CancelledError when
-        ``on_step`` returned False; exceptions of ``on_step`` itself pass through.
+        Raises ValueError for shapes or numbers that do not fit each other, or a step that no graph
+        can hold; CancelledError when ``on_step`` returned False; exceptions of ``on_step`` itself
+        pass through.
         """
         if self._regresses and initial is None:
             initial = condition.new_zeros(
@@ -156,93 +171,72 @@ class Sampler:
 
     def _run(self, arguments: Arguments, wants_x0: bool) -> Iterator[tuple[Tensor | None, Tensor]]:
         """Yield (x0 if it is kept, state) after every step for one group of images."""
-        device = arguments.condition.device
-        columns = torch.from_numpy(self.table.astype(np.float32)).to(device)
-        table, two_ago = columns[:, :6].contiguous(), columns[:, 6:]
-        buffers = self._buffers_for(arguments, max(self._history, int(wants_x0)))
-        buffers.start(arguments)
-        evaluate = self._evaluator(arguments)
-        draws = self._draws_noise and arguments.noises is None
+        told = self._told(arguments)
+        steps = self._steps_for(arguments, told, max(self._history, int(wants_x0)))
+        steps.start(arguments, torch.from_numpy(self.table.astype(np.float32)), told)
         for i in range(self.steps):
-            buffers.look_back(two_ago)
-            ops.reverse_step(
-                buffers.state,
-                evaluate(buffers.inputs, buffers.step),
-                table,
-                buffers.step,
-                seeds=arguments.seeds if draws else None,
-                noise=arguments.noise(i),
-                history=buffers.history,
-                known=arguments.known,
-                mask=arguments.mask,
-                slot=buffers.slot,
-            )
-            buffers.step.add_(1)
-            yield buffers.history, buffers.state
+            steps.advance(arguments.noise(i))
+            yield steps.buffers.history, steps.buffers.state
 
-    def _evaluator(self, arguments: Arguments) -> Callable[[Tensor, Tensor], Tensor]:
-        """The network as a function of (input, device step), guidance included."""
-        labelled = self._branch(arguments, arguments.label)
-        if self.guidance == 1.0:
-            return labelled
-        classes = getattr(self.network, "num_classes", None)
-        if arguments.label is None or classes is None:
-            raise ValueError(
-                f"guidance is {self.guidance}, expected 1 without labels and num_classes"
-            )
-        unlabelled = self._branch(arguments, torch.full_like(arguments.label, classes))
-
-        def guided(x: Tensor, step: Tensor) -> Tensor:
-            return torch.lerp(unlabelled(x, step).float(), labelled(x, step).float(), self.guidance)
-
-        return guided
-
-    def _branch(
-        self, arguments: Arguments, label: Tensor | None
-    ) -> Callable[[Tensor, Tensor], Tensor]:
-        """The network with one label per image, its embeddings computed ahead if it offers them."""
-        network: Any = self.network
-        count, device = arguments.seeds.shape[0], arguments.seeds.device
+    def _told(self, arguments: Arguments) -> list[Told]:
+        """What the network is told in each evaluation of a step; see ``Evaluator``."""
+        count, device = arguments.shape[0], arguments.condition.device
         gammas = torch.from_numpy(self.levels[:-1].astype(np.float32)).to(device)
+        labels = [arguments.label]
+        if self.guidance != 1.0:
+            classes = getattr(self.network, "num_classes", None)
+            if arguments.label is None or classes is None:
+                raise ValueError(
+                    f"guidance is {self.guidance}, expected 1 without labels and num_classes"
+                )
+            labels.insert(0, torch.full_like(arguments.label, classes))
+        return [tell(self.network, gammas, count, label, arguments.level) for label in labels]
 
-        # A compiled module passes the names of the one inside through, uncompiled.
-        if hasattr(network, "embed") and hasattr(network, "body") and not _compiled(network):
-            rows, which = self._rows(gammas, label, arguments.level, count)
+    def _steps_for(self, arguments: Arguments, told: list[Told], history: int) -> Steps:
+        """Those of an earlier call of the same kind, or new ones."""
+        device = arguments.condition.device
+        captures = self._captures(device)
+        key = (
+            (*arguments.condition.shape, *arguments.shape, device, self.dtype, self.steps, history),
+            (arguments.known is None, arguments.noises is None, self.guidance, id(self.network)),
+            tuple((name, *each.shape, each.dtype) for one in told for name, each in one.items()),
+            self._baked(device) if captures else None,
+        )
+        if key not in self._kept:
+            self._kept[key] = self._new_steps(arguments, told, history, captures)
+            if len(self._kept) > KEPT_SHAPES:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
 
-            def embedded(x: Tensor, step: Tensor) -> Tensor:
-                row = rows.index_select(0, step.view(1)).squeeze(0).index_select(0, which)
-                output: Tensor = network.body(x, row)  # row is [N, E]
-                return output
+    # What is written to in a later call must not be an inference tensor, whatever this call is in.
+    @torch.inference_mode(False)
+    def _new_steps(
+        self, arguments: Arguments, told: list[Told], history: int, captures: bool
+    ) -> Steps:
+        buffers = Buffers.empty(arguments, self.steps, history, self.dtype)
+        evaluator = Evaluator(self.network, told, self.guidance, buffers.state)
+        repeated = None
+        if captures:
+            device = arguments.condition.device
+            if device not in self._graphs:
+                self._graphs[device] = Graphs(device)
+            repeated = Repeated(self._graphs[device])
+        return Steps(buffers, evaluator, self._draws_noise, repeated)
 
-            return embedded
+    def _captures(self, device: torch.device) -> bool:
+        """Whether the step is to become a CUDA graph."""
+        possible = self.graph and device.type == "cuda" and embeds(self.network)
+        return possible and not _hooked(self.network)
 
-        labels = () if label is None else (label,)
-        told = {} if arguments.level is None else {"level": arguments.level}
-
-        def plain(x: Tensor, step: Tensor) -> Tensor:
-            gamma = gammas.index_select(0, step.view(1)).expand(count)
-            output: Tensor = network(x, gamma, *labels, **told)
-            return output
-
-        return plain
-
-    def _rows(
-        self, gammas: Tensor, label: Tensor | None, level: Tensor | None, count: int
-    ) -> tuple[Tensor, Tensor]:
-        """Embeddings [S, K, E] of every step for K kinds of images, and the kind of each image."""
-        network: Any = self.network
-        known = [each.double() for each in (label, level) if each is not None]
-        if not known:
-            which = torch.zeros(count, dtype=torch.int64, device=gammas.device)
-            return network.embed(gammas)[:, None], which
-        kinds, which = torch.unique(torch.stack(known, dim=1), dim=0, return_inverse=True)
-        rows = []
-        for kind in kinds:  # one call a kind: the bits do not depend on the images beside it
-            every = kind.expand(self.steps, -1)
-            labels = () if label is None else (every[:, 0].long(),)
-            told = {} if level is None else {"level": every[:, -1].to(gammas.dtype)}
-            rows.append(network.embed(gammas, *labels, **told))
-        return torch.stack(rows, dim=1), which
+    def _baked(self, device: torch.device) -> tuple[object, ...]:
+        """What else a graph remembers: where the weights lie, and by what the ops are done."""
+        network = self.network
+        tensors = (
+            (*network.parameters(), *network.buffers()) if isinstance(network, nn.Module) else ()
+        )
+        backends = (ops.choose(op, device.type) for op in ops.names())
+        return (*((each.data_ptr(), each.dtype) for each in tensors), *backends)
 
     @contextlib.contextmanager
     def _evaluation(self, device: torch.device) -> Iterator[None]:
@@ -259,6 +253,8 @@ class Sampler:
                 device.type,
                 dtype=self.dtype if half else None,
                 enabled=half and weights != {self.dtype},
+                # A graph outlives the copies of the weights that autocast would keep.
+                cache_enabled=not self._captures(device),
             ):
                 yield
         finally:
@@ -274,16 +270,9 @@ class Sampler:
             raise ValueError(f"noises has {len(noises)} entries, expected {needed}")
         return noises
 
-    def _buffers_for(self, arguments: Arguments, history: int) -> Buffers:
-        key = (*arguments.condition.shape, *arguments.shape, history, arguments.condition.device)
-        if key not in self._buffers:
-            self._buffers[key] = Buffers.empty(arguments, history, self.dtype)
-            if len(self._buffers) > KEPT_BUFFERS:
-                self._buffers.popitem(last=False)
-        self._buffers.move_to_end(key)
-        return self._buffers[key]
 
-
-def _compiled(network: object) -> bool:
-    """Whether ``torch.compile`` made this module."""
-    return hasattr(network, "_orig_mod")
+def _hooked(network: object) -> bool:
+    """Whether something besides the network wants to know of each call of it or of a layer."""
+    return isinstance(network, nn.Module) and any(
+        layer._forward_hooks or layer._forward_pre_hooks for layer in network.modules()
+    )

@@ -340,7 +340,7 @@ def test_buffers_are_kept_per_shape_and_channels_last() -> None:
     assert len(set(addresses[:8] + addresses[16:])) == 1
     for count in range(1, 9):
         sampler.sample(make_condition(count), seeds=[0] * count)
-    assert len(sampler._buffers) == 4
+    assert len(sampler._kept) == 4
 
 
 def test_half_precision_network_keeps_a_float32_state() -> None:
