@@ -34,7 +34,7 @@ def pytest_xdist_auto_num_workers() -> int:
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # What nobody would pick instead.
-_NO_ALTERNATIVE = ("copy", "floor", "reference", "ours")
+_NO_ALTERNATIVE = ("copy", "floor", "reference", "accelerated", "ours")
 
 _tables: dict[str, list[dict[str, Any]]] = {}
 
@@ -49,8 +49,9 @@ def interleaved(
     contestants: dict[str, Callable[[], object]],
     seconds: float = 0.12,
     before: Callable[[], object] = lambda: None,
+    least: int = 5,
 ) -> Timings:
-    """Median seconds of each function, about ``seconds`` for each.
+    """Median seconds of each function, about ``seconds`` for each and ``least`` calls.
 
     The reference by itself, since its many large intermediates would empty the caches for whoever
     comes next; all others in turn, in another order each time, since who comes after whom decides
@@ -60,12 +61,14 @@ def interleaved(
     if "reference" in contestants and len(contestants) > 1:
         others = {name: each for name, each in contestants.items() if name != "reference"}
         alone = {"reference": contestants["reference"]}
-        return interleaved(alone, seconds, before) | interleaved(others, seconds, before)
+        return interleaved(alone, seconds, before, least) | interleaved(
+            others, seconds, before, least
+        )
     for function in contestants.values():
         for _ in range(3 if DEVICE == "cuda" else 1):
             function()
     once = max(_timed(function) for function in contestants.values())
-    rounds = min(max(int(seconds / once), 5), 200)
+    rounds = min(max(int(seconds / once), least), 200)
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     order, shuffle = list(contestants), random.Random(0).shuffle
     for _ in range(rounds):
@@ -183,6 +186,16 @@ def row() -> Callable[..., None]:
 
 
 @pytest.fixture
+def line() -> Callable[[str, dict[str, Any]], None]:
+    """``line(table, columns)`` adds a line, as it is, to a table printed at the end."""
+
+    def add(table: str, columns: dict[str, Any]) -> None:
+        _tables.setdefault(table, []).append(columns)
+
+    return add
+
+
+@pytest.fixture
 def forced() -> Callable[..., dict[str, Callable[[], object]]]:
     """``forced(op, call)``: the call on each backend of ``op`` that is not the default here."""
 
@@ -208,14 +221,20 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.write_line(", ".join(f"{key} {value}" for key, value in facts.items()))
     for name, rows in _tables.items():
         terminalreporter.section(name)
-        for line in _lines([*rows, _sums(rows)]):
+        for line in _lines(_with_sums(rows)):
             terminalreporter.write_line(line)
     folder = os.environ.get("PALETTE_RESULTS")
     if folder:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        written = {"machine": facts, "tables": {n: [*r, _sums(r)] for n, r in _tables.items()}}
+        tables = {name: _with_sums(rows) for name, rows in _tables.items()}
+        written = {"machine": facts, "tables": tables}
         (target / "tables.json").write_text(json.dumps(written, indent=1))
+
+
+def _with_sums(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, and their sum where they are shapes of one op or network."""
+    return [*rows, _sums(rows)] if "count" in rows[0] else rows
 
 
 def _sums(rows: list[dict[str, Any]]) -> dict[str, Any]:
