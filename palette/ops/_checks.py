@@ -56,17 +56,15 @@ def dtype(op: str, name: str, value: Tensor, wanted: Sequence[torch.dtype]) -> N
         raise TypeError(f"{op}: {name} is {got}, wanted {names}")
 
 
-def shape(op: str, name: str, value: Tensor, wanted: Sequence[int], meaning: str) -> None:
+def shape(op: str, name: str, value: Tensor, wanted: tuple[int, ...], meaning: str) -> None:
     """Raise ValueError where the shape of ``value`` is not ``wanted``."""
-    if value.shape != tuple(wanted):
+    if value.shape != wanted:
         raise ValueError(
             f"{op}: {name} has shape {list(value.shape)}, wanted {list(wanted)} ({meaning})"
         )
 
 
-def device(op: str, name: str, value: Tensor, like: Tensor, like_name: str) -> None:
-    """Raise ValueError where ``value`` is on another device than ``like``."""
-    if value.device != like.device:
-        raise ValueError(
-            f"{op}: {name} is on {value.device}, wanted {like.device} (where {like_name} is)"
-        )
+def device(op: str, name: str, value: Tensor, wanted: torch.device, like: str) -> None:
+    """Raise ValueError where ``value`` is on another device than the argument ``like``."""
+    if value.device != wanted:
+        raise ValueError(f"{op}: {name} is on {value.device}, wanted {wanted} (where {like} is)")

@@ -75,7 +75,7 @@ def _check(x: Tensor, seeds: Tensor, p: float, layer: int) -> None:
     _checks.tensor(op, "seeds", seeds)
     _checks.dtype(op, "seeds", seeds, (torch.int64,))
     _checks.shape(op, "seeds", seeds, (x.shape[0],), "one per image of x")
-    _checks.device(op, "seeds", seeds, x, "x")
+    _checks.device(op, "seeds", seeds, x.device, "x")
     _checks.number(op, "p", p)
     if not 0 <= p < 1:
         raise ValueError(f"{op}: p is {p}, wanted a number in [0, 1)")

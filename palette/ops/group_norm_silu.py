@@ -156,7 +156,7 @@ def _check_parameter(
     _checks.tensor(op, name, value)
     _checks.dtype(op, name, value, (x.dtype, torch.float32))
     _checks.shape(op, name, value, wanted, meaning)
-    _checks.device(op, name, value, x, "x")
+    _checks.device(op, name, value, x.device, "x")
 
 
 def _forward(

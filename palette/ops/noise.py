@@ -88,7 +88,7 @@ def _check(
     if isinstance(step, Tensor):
         _checks.tensor(op, "step", step)
         _checks.dtype(op, "step", step, (torch.int64,))
-        _checks.device(op, "step", step, seeds, "seeds")
+        _checks.device(op, "step", step, seeds.device, "seeds")
         if step.dim() != 0 and step.shape != seeds.shape:
             raise ValueError(
                 f"{op}: step has shape {list(step.shape)}, wanted [] or {list(seeds.shape)}"

@@ -14,6 +14,8 @@ from palette.ops import _backends, _checks
 from palette.ops._registration import register
 from palette.ops.noise import noise as draw_noise
 
+_WIDE = (torch.float32, torch.float64)
+_COUNTS = (torch.int64,)
 BACKENDS = ("reference", "cpp", "cuda", "triton")
 
 
@@ -108,74 +110,95 @@ def _check(
 ) -> None:
     op = "reverse_step"
     _checks.tensor(op, "state", state)
-    wide = (torch.float32, torch.float64)
-    _checks.dtype(op, "state", state, wide)
-    if state.dim() != 4:
-        raise ValueError(f"{op}: state has shape {list(state.shape)}, wanted [N, C, H, W]")
+    # Read once: of a small picture this function is a good part of the step.
+    shape, dtype, device = state.shape, state.dtype, state.device
+    _checks.dtype(op, "state", state, _WIDE)
+    if len(shape) != 4:
+        raise ValueError(f"{op}: state has shape {list(shape)}, wanted [N, C, H, W]")
+    wide = (dtype,)
     for name, value, dtypes in (
         ("output", output, _checks.FLOATING),
-        ("noise", noise, (state.dtype,)),
-        ("history", history, (state.dtype,)),
-        ("known", known, (state.dtype,)),
+        ("noise", noise, wide),
+        ("history", history, wide),
+        ("known", known, wide),
         ("slot", slot, _checks.FLOATING),
     ):
         if value is not None:
             _checks.tensor(op, name, value)
             _checks.dtype(op, name, value, dtypes)
-            _checks.shape(op, name, value, state.shape, "state's shape")
-            _checks.device(op, name, value, state, "state")
+            _checks.shape(op, name, value, shape, "state's shape")
+            _checks.device(op, name, value, device, "state")
     for name, value in (("state", state), ("history", history), ("slot", slot)):
         if value is not None:
             _checks.writable(op, name, value)
-    _check_table(op, state, table, step)
+    _check_table(op, table, step, shape, wide, device)
     if seeds is not None:
         _checks.tensor(op, "seeds", seeds)
-        _checks.dtype(op, "seeds", seeds, (torch.int64,))
-        _checks.shape(op, "seeds", seeds, (state.shape[0],), "one per sample")
-        _checks.device(op, "seeds", seeds, state, "state")
+        _checks.dtype(op, "seeds", seeds, _COUNTS)
+        _checks.shape(op, "seeds", seeds, shape[:1], "one per sample")
+        _checks.device(op, "seeds", seeds, device, "state")
         if noise is not None:
             raise ValueError(f"{op}: noise and seeds are both given, wanted one of them")
-    _check_mask(op, state, known, mask)
-    given = (state, output, noise, history, known, mask, slot)
-    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in given):
-        raise ValueError(f"{op}: an argument requires a gradient, wanted a call under no_grad()")
+    _check_mask(op, known, mask, shape, wide, device)
+    if torch.is_grad_enabled():
+        for value in (state, output, noise, history, known, mask, slot):
+            if value is not None and value.requires_grad:
+                raise ValueError(
+                    f"{op}: an argument requires a gradient, wanted a call under no_grad()"
+                )
 
 
-def _check_table(op: str, state: Tensor, table: Tensor, step: Tensor) -> None:
+def _check_table(
+    op: str,
+    table: Tensor,
+    step: Tensor,
+    shape: torch.Size,
+    dtypes: tuple[torch.dtype],
+    device: torch.device,
+) -> None:
     _checks.tensor(op, "table", table)
-    _checks.dtype(op, "table", table, (state.dtype,))
-    _checks.device(op, "table", table, state, "state")
-    if table.dim() != 2 or table.shape[1] != 6 or table.shape[0] == 0:
+    _checks.dtype(op, "table", table, dtypes)
+    _checks.device(op, "table", table, device, "state")
+    found = table.shape
+    if len(found) != 2 or found[1] != 6 or found[0] == 0:
         raise ValueError(
-            f"{op}: table has shape {list(table.shape)}, wanted [S, 6] (a, b, c1, c2, c3, sigma)"
+            f"{op}: table has shape {list(found)}, wanted [S, 6] (a, b, c1, c2, c3, sigma)"
         )
     _checks.tensor(op, "step", step)
-    _checks.dtype(op, "step", step, (torch.int64,))
-    _checks.device(op, "step", step, state, "state")
-    if step.dim() != 0 and tuple(step.shape) != (state.shape[0],):
+    _checks.dtype(op, "step", step, _COUNTS)
+    _checks.device(op, "step", step, device, "state")
+    if step.dim() != 0 and step.shape != shape[:1]:
         raise ValueError(
-            f"{op}: step has shape {list(step.shape)}, wanted [] or [{state.shape[0]}]"
-            " (one per sample)"
+            f"{op}: step has shape {list(step.shape)}, wanted [] or [{shape[0]}] (one per sample)"
         )
 
 
-def _check_mask(op: str, state: Tensor, known: Tensor | None, mask: Tensor | None) -> None:
-    if (known is None) != (mask is None):
+def _check_mask(
+    op: str,
+    known: Tensor | None,
+    mask: Tensor | None,
+    shape: torch.Size,
+    dtypes: tuple[torch.dtype],
+    device: torch.device,
+) -> None:
+    if mask is None or known is None:
+        if mask is known:
+            return
         missing = "known" if known is None else "mask"
         raise ValueError(f"{op}: {missing} is missing, wanted known and mask together or neither")
-    if mask is None:
-        return
     _checks.tensor(op, "mask", mask)
-    _checks.dtype(op, "mask", mask, (state.dtype,))
-    _checks.device(op, "mask", mask, state, "state")
-    fits = mask.dim() <= 4 and all(
-        size in (1, wanted)
-        for size, wanted in zip(mask.shape[::-1], state.shape[::-1], strict=False)
+    _checks.dtype(op, "mask", mask, dtypes)
+    _checks.device(op, "mask", mask, device, "state")
+    n, c, h, w = shape
+    found = mask.shape
+    if found == (n, 1, h, w):
+        return
+    fits = len(found) <= 4 and all(
+        size in (1, wanted) for size, wanted in zip(found[::-1], (w, h, c, n), strict=False)
     )
     if not fits:
-        n, _, h, w = state.shape
         raise ValueError(
-            f"{op}: mask has shape {list(mask.shape)}, wanted [{n}, 1, {h}, {w}] or a shape that"
+            f"{op}: mask has shape {list(found)}, wanted [{n}, 1, {h}, {w}] or a shape that"
             " broadcasts to state"
         )
 
