@@ -35,8 +35,9 @@ def shard(network: nn.Module, device: torch.device, processes: int) -> None:
     for parameter in network.parameters():  # FSDP2 knows no channels-last
         parameter.data = parameter.data.contiguous()
     units: list[list[nn.Module]] = getattr(network, "units", list)()
-    for unit in (*units, network):
+    for unit in units:
         fully_shard(unit, mesh=mesh)
+    fully_shard(network, mesh=mesh)
 
 
 @contextmanager
