@@ -110,4 +110,4 @@ def test_the_text_has_steps_samples_and_averages():
     assert "2 MiB of activations an image in float32, 8 MiB for 4 at once" in text
     sharded = replace(config, train=replace(config.train, parallel="fsdp"))
     text = describe_cost(sharded, Cost(10**9, 2**20, 2**21, 2**19), torch.bfloat16)
-    assert "6 MiB over all processes and 512 kiB on each for weights, gradients, Adam" in text
+    assert "6 MiB over all processes and 512 KiB on each for weights, gradients, Adam" in text
