@@ -20,6 +20,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     sample.add_argument("--steps", type=positive, help="network evaluations per image")
     sample.add_argument("--solver", choices=("dpmpp_2m", "ddim", "ddpm", "unipc"))
     sample.add_argument("--seed", type=int, default=0, help="seed of the first image")
+    sample.add_argument(
+        "--reuse",
+        type=positive,
+        metavar="K",
+        help="every K evaluations one is whole, the others reuse its deep features; 1: all whole",
+    )
     size = sample.add_mutually_exclusive_group()
     size.add_argument("--native", action="store_true", help="run at the image's own size")
     size.add_argument("--tiled", action="store_true", help="the same in overlapping tiles")
@@ -99,6 +105,7 @@ def _sample(options: argparse.Namespace) -> int:
         tiled=options.tiled,
         label=options.label,
         guidance=options.guidance,
+        reuse=options.reuse,
     )
     for path in written:
         print(path)

@@ -41,6 +41,8 @@ class Options(TypedDict, total=False):
         eta: noise of ddim: 0 none, 1 ancestral; default ``config.sample.eta``.
         label: class to draw, from 0, of a model with classes; default none in particular.
         guidance: weight of the label; default ``config.sample.guidance``.
+        reuse: every so many evaluations one is whole and the others, a third to a half of its
+            cost, reuse its deep features; 1 is off; default ``config.sample.reuse``.
         native: show the network the whole picture at its own size.
         tiled: the picture's own size, shown to the network in overlapping tiles of its own.
         progress: draw a bar on a terminal.
@@ -53,6 +55,7 @@ class Options(TypedDict, total=False):
     eta: float | None
     label: int | None
     guidance: float | None
+    reuse: int | None
     native: bool
     tiled: bool
     progress: bool
@@ -69,6 +72,7 @@ class Request:
     eta: float = 0.0
     label: int | None = None
     guidance: float = 1.0
+    reuse: int = 1
     native: bool = False
     tiled: bool = False
     progress: bool = False
@@ -120,16 +124,21 @@ class Engine:
             "steps": request.steps,
             "solver": request.solver,
             **({} if request.label is None else label),
+            **({} if request.reuse == 1 else {"reuse": request.reuse}),
         }
 
     def sampler(
-        self, steps: int | None = None, solver: str | None = None, eta: float | None = None
+        self,
+        steps: int | None = None,
+        solver: str | None = None,
+        eta: float | None = None,
+        reuse: int | None = None,
     ) -> Sampler:
         """The step engine behind the methods, for a batch of any task; arguments as ``inpaint``.
 
         That of a model with classes guides as its config says.
         """
-        request = self._request(steps=steps, solver=solver, eta=eta)
+        request = self._request(steps=steps, solver=solver, eta=eta, reuse=reuse)
         if self.config.model.num_classes is not None:
             request = replace(request, guidance=self.config.sample.guidance)
         return self._sampler(request)
@@ -198,7 +207,14 @@ class Engine:
         return pack(self.network)
 
     def _sampler(self, request: Request) -> Sampler:
-        key = (request.solver, request.steps, request.eta, request.guidance, request.tiled)
+        key = (
+            request.solver,
+            request.steps,
+            request.eta,
+            request.guidance,
+            request.reuse,
+            request.tiled,
+        )
         if key not in self._samplers:
             tile = image_size(self.config)
             self._samplers[key] = Sampler(
@@ -208,6 +224,7 @@ class Engine:
                 prediction=self.config.model.prediction,
                 eta=request.eta,
                 guidance=request.guidance,
+                reuse=request.reuse,
                 dtype=self.dtype,
             )
         self._samplers[key].graph = self.graph
@@ -221,6 +238,7 @@ class Engine:
         eta: float | None = None,
         label: int | None = None,
         guidance: float | None = None,
+        reuse: int | None = None,
         native: bool = False,
         tiled: bool = False,
         progress: bool = False,
@@ -233,6 +251,9 @@ class Engine:
             known = "no classes" if classes is None else f"classes 0 to {classes - 1}"
             raise ValueError(f"label: found {label}; the model has {known}")
         sample = self.config.sample
+        reuse = sample.reuse if reuse is None else reuse
+        if reuse > 1 and self.config.model.kind == "sr3":
+            raise ValueError(f"reuse: found {reuse}; a model of kind sr3 has to have 1")
         steps = sample.steps if steps is None else steps
         # Few steps of a network published with a thousand ancestral ones want another solver.
         usual = (
@@ -245,6 +266,7 @@ class Engine:
             eta=sample.eta if eta is None else eta,
             label=label,
             guidance=1.0 if label is None else sample.guidance if guidance is None else guidance,
+            reuse=reuse,
             native=native,
             tiled=tiled,
             progress=progress,

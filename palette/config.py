@@ -144,6 +144,11 @@ class Sample:
     guidance: float = option(
         1.0, "weight of the label; 1: as trained, above: more typical of its class", low=0, high=100
     )
+    reuse: int = option(
+        1,
+        "every so many evaluations one is whole, the others reuse its deep features; 1: all whole",
+        low=1,
+    )
     augmentation: float = option(
         0.0, "of upscale: noise mixed into the input, as share of variance", low=0, below=1
     )
@@ -354,6 +359,10 @@ def _check_together(config: Config, origin: str) -> None:
         )
     if config.train.compile and config.train.parallel == "fsdp":
         raise ConfigError(f"{origin}: train.compile goes with train.parallel=ddp; got fsdp")
+    if config.sample.reuse > 1 and config.model.kind == "sr3":
+        raise ConfigError(
+            f"{origin}: sample.reuse must be 1 with model.kind=sr3; got {config.sample.reuse}"
+        )
     check_task(config.task, config.model.kind, origin)
     if config.train.process_every and config.task.name != "generate":
         raise ConfigError(f"{origin}: train.process_every must be 0 unless task.name=generate")

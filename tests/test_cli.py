@@ -59,7 +59,8 @@ def test_a_run_leaves_everything_it_promises(run):
 def test_sample_fills_the_hole_and_nothing_else(run, photo, tmp_path, capsys):
     picture, mask = photo
     arguments = ["sample", str(run), "--input", str(picture), "--mask", str(mask)]
-    assert main([*arguments, "--output", str(tmp_path / "out"), "--steps", "2", "--seed", "7"]) == 0
+    arguments += ["--output", str(tmp_path / "out"), "--steps", "2", "--seed", "7", "--reuse", "2"]
+    assert main(arguments) == 0
     written = Path(capsys.readouterr().out.strip())
     assert written == tmp_path / "out" / "photo.png"
     with Image.open(written) as result:
@@ -70,6 +71,7 @@ def test_sample_fills_the_hole_and_nothing_else(run, photo, tmp_path, capsys):
     assert (after[hole > 0] != before[hole > 0]).any()
     assert record["seed"] == 7
     assert record["steps"] == 2
+    assert record["reuse"] == 2
     assert len(record["weights"]) >= 12
 
 

@@ -162,3 +162,29 @@ def test_panorama(model, photo):
 def test_one_tile_changes_nothing(model):
     small = np.random.default_rng(1).integers(0, 256, (16, 12, 3), dtype=np.uint8)
     assert (model.inpaint(small, "center", tiled=True) == model.inpaint(small, "center")).all()
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_reusing_deep_features(model, photo, hole, tiled, monkeypatch):
+    def fill(**options):
+        return model.inpaint(photo, hole, seed=3, tiled=tiled, **options)
+
+    every, some = fill(), fill(reuse=2)
+    assert (every != some).any()
+    assert (every == fill(reuse=1)).all()
+    monkeypatch.setattr(model.config.sample, "reuse", 2)
+    assert (fill() == some).all()
+    assert model.record(3)["reuse"] == 2
+    assert "reuse" not in model.record(3, reuse=1)
+    assert model.sampler().reuse == 2
+
+
+def test_a_network_without_deep_features_says_so(photo, hole):
+    sections = "model: {kind: sr3, channels: 32, channel_mults: [1], attention_resolutions: []}"
+    config = configs.from_yaml(f"{sections}\ndata: {{image_size: 16}}")
+    model = Pipeline(build_network(config), config, device="cpu")
+    for options in ({"reuse": 2}, {"reuse": 2, "tiled": True}):
+        with pytest.raises(ValueError, match="reuse: found 2; a model of kind sr3 has to have 1"):
+            model.inpaint(photo, hole, **options)
+    with pytest.raises(configs.ConfigError, match=r"sample.reuse must be 1 with model.kind=sr3"):
+        configs.from_yaml(f"{sections}\nsample: {{reuse: 3}}")

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from palette.diffusion.reuse import Reuse
+
 Told = dict[str, Tensor]
 """What a network is told beside its input: either ``rows`` [S, K, E], its embeddings of all S steps
 for K kinds of images, and ``which`` int64 [N], the kind of each image; or ``gammas`` [S] and, where
@@ -58,18 +60,30 @@ class Evaluator:
             with guidance, two: without the label, and with it. Copies like these are kept.
         guidance: weight of the second, see ``sampler.Sampler``.
         state: [N, C, H, W] float32, like the answers of a guided step.
+        reuse: every so many steps one is whole, see ``sampler.Sampler``.
     """
 
     def __init__(
-        self, network: object, told: Sequence[Told], guidance: float, state: Tensor
+        self,
+        network: object,
+        told: Sequence[Told],
+        guidance: float,
+        state: Tensor,
+        reuse: int = 1,
     ) -> None:
+        self._reusing = [Reuse(network, reuse) for _ in told] if reuse > 1 else []
+        networks = self._reusing or [network] * len(told)
         branch = _Embedded if embeds(network) else _Plain
-        self._branches = [branch(network, each, len(state)) for each in told]
+        self._branches = [
+            branch(own, each, len(state)) for own, each in zip(networks, told, strict=True)
+        ]
         self._guidance = guidance
         self._answers = [torch.empty_like(state) for _ in told] if len(told) > 1 else []
 
     def start(self, told: Sequence[Told]) -> None:
         """Take over what the network is told in this call."""
+        for network in self._reusing:
+            network.start()
         for branch, new in zip(self._branches, told, strict=True):
             for name, each in new.items():
                 branch.told[name].copy_(each)

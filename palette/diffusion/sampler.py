@@ -54,11 +54,14 @@ class Sampler:
         eta: share of fresh noise, for ``ddim`` only.
         guidance: weight of the label (classifier-free guidance, Ho and Salimans 2022): the answer
             is null + guidance * (labelled - null), two evaluations a step unless it is 1.
+        reuse: every so many evaluations one is whole, and the others use its deep features again
+            (see ``reuse.Reuse``); 1 is off. The network must offer ``whole`` and ``shallow``.
         dtype: of the network input. A network whose weights have another dtype runs under
             autocast; the state is float32 in any case.
         graph: on a GPU, replay a step as one CUDA graph, captured in the second step of the first
             call of its kind. It is so with a network that offers ``embed`` and ``body`` and has no
-            hooks; ``body`` must then do the same at every call and read nothing back to the host.
+            hooks, and without ``reuse``; ``body`` must then do the same at every call and read
+            nothing back to the host.
             False: the network is called at every step.
 
     Buffers and graph are kept for the last few kinds of calls (shapes, and which arguments are
@@ -78,6 +81,7 @@ class Sampler:
         prediction: str = "epsilon",
         eta: float = 0.0,
         guidance: float = 1.0,
+        reuse: int = 1,
         dtype: torch.dtype = torch.float32,
         graph: bool = True,
     ) -> None:
@@ -88,6 +92,12 @@ class Sampler:
             raise ValueError(f"levels has {len(self.levels)} entries, expected 2 for a regression")
         self.table = coefficients(solver, self.levels, prediction, eta)
         self.guidance = guidance
+        if reuse < 1:
+            raise ValueError(f"reuse is {reuse}, expected at least 1")
+        if reuse > 1 and not (embeds(network) and hasattr(network, "shallow")):
+            kind = type(network).__name__
+            raise ValueError(f"reuse is {reuse}, expected 1: {kind} has no deep features to reuse")
+        self.reuse = reuse
         self.dtype = dtype
         self.steps: int = self.table.shape[0]
         self._history = 2 if self.table.shape[1] > 6 else int((self.table[:, 4] != 0.0).any())
@@ -215,7 +225,7 @@ class Sampler:
         self, arguments: Arguments, told: list[Told], history: int, captures: bool
     ) -> Steps:
         buffers = Buffers.empty(arguments, self.steps, history, self.dtype)
-        evaluator = Evaluator(self.network, told, self.guidance, buffers.state)
+        evaluator = Evaluator(self.network, told, self.guidance, buffers.state, self.reuse)
         repeated = None
         if captures:
             device = arguments.condition.device
@@ -226,8 +236,8 @@ class Sampler:
 
     def _captures(self, device: torch.device) -> bool:
         """Whether the step is to become a CUDA graph."""
-        possible = self.graph and device.type == "cuda" and embeds(self.network)
-        return possible and not _hooked(self.network)
+        possible = self.graph and self.reuse == 1 and device.type == "cuda"
+        return possible and embeds(self.network) and not _hooked(self.network)
 
     def _baked(self, device: torch.device) -> tuple[object, ...]:
         """What else a graph remembers: where the weights lie, and by what the ops are done."""

@@ -41,7 +41,7 @@ def draw(
     Raises:
         UnreadableImages: an input cannot be read; what was drawn before it stays.
     """
-    sampler = model.sampler(plan.steps, plan.solver, plan.eta)
+    sampler = model.sampler(plan.steps, plan.solver, plan.eta, plan.reuse)
     mine = plan.groups()[world.rank :: world.size]
     total = sum(map(len, mine)) * plan.samples_per_input
     done = 0

@@ -60,6 +60,8 @@ class Plan:
     eta: float
     guidance: float
     """Weight of the label, of a model with classes."""
+    reuse: int
+    """Every so many evaluations one is whole; 1: all."""
     grid: str
     """Noise levels: "log_snr" or "published"."""
     seed: int
@@ -174,6 +176,7 @@ def make_plan(
         steps=record["steps"],
         eta=config.sample.eta,
         guidance=config.sample.guidance,
+        reuse=config.sample.reuse,
         grid=config.sample.grid if record["steps"] == config.sample.steps else "log_snr",
         seed=request.seed,
         samples_per_input=request.samples_per_input,

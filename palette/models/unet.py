@@ -104,6 +104,7 @@ class UNet(nn.Module):
         self.num_classes = num_classes
         self.condition_level = condition_level
         self.multiple = 2 ** (len(channel_mults) - 1)
+        self._outer = res_blocks + 1  # input blocks at full resolution, and as many output blocks
         widths = [int(mult * channels) for mult in channel_mults]
         size = pair(image_size, "image_size")
         padded = round_up(size, self.multiple)
@@ -230,18 +231,54 @@ class UNet(nn.Module):
 
     def body(self, x: Tensor, embedding: Tensor, seeds: Tensor | None = None) -> Tensor:
         """The network after ``embed``: x [N, C, H, W], embedding [N, E]."""
-        height, width = x.shape[2:]
+        skips = self._enter(x, embedding, seeds)
+        h = self._inside(skips[-1], embedding, seeds)
+        return self._leave(h, skips, embedding, seeds)[:, :, : x.shape[2], : x.shape[3]]
+
+    def whole(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """``body``, and its deep features, which ``shallow`` takes.
+
+        These are what enters the output blocks of the outermost level, [N, C', H', W'], with C'
+        the width of the level below and H', W' those of x, padded.
+        """
+        skips = self._enter(x, embedding)
+        deep = self._inside(skips[-1], embedding)
+        return self._leave(deep, skips, embedding)[:, :, : x.shape[2], : x.shape[3]], deep
+
+    def shallow(self, x: Tensor, embedding: Tensor, deep: Tensor) -> Tensor:
+        """``body`` with ``deep``, of another noise level, for all but the outermost level."""
+        skips = self._enter(x, embedding)
+        return self._leave(deep, skips, embedding)[:, :, : x.shape[2], : x.shape[3]]
+
+    def _enter(self, x: Tensor, embedding: Tensor, seeds: Tensor | None = None) -> list[Tensor]:
+        """The skips of the outermost level, the last of which leads inside."""
         h = pad_by_reflection(x.to(self.dtype), self.multiple)
         h = h.contiguous(memory_format=torch.channels_last)
         skips = []
-        for block in self.input_blocks:
+        for block in list(self.input_blocks)[: self._outer]:
+            h = block(h, embedding, seeds)
+            skips.append(h)
+        return skips
+
+    def _inside(self, h: Tensor, embedding: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """All other levels: down, the middle, and up to full resolution again."""
+        skips = []
+        for block in list(self.input_blocks)[self._outer :]:
             h = block(h, embedding, seeds)
             skips.append(h)
         h = self.middle_block(h, embedding, seeds)
-        for block in self.output_blocks:
+        for block in list(self.output_blocks)[: -self._outer]:
+            h = block(torch.cat([h, skips.pop()], dim=1), embedding, seeds)
+        return h
+
+    def _leave(
+        self, h: Tensor, skips: list[Tensor], embedding: Tensor, seeds: Tensor | None = None
+    ) -> Tensor:
+        """The output blocks of the outermost level, which take its skips, and what follows."""
+        for block in list(self.output_blocks)[-self._outer :]:
             h = block(torch.cat([h, skips.pop()], dim=1), embedding, seeds)
         y: Tensor = self.out(h)
-        return y[:, :, :height, :width]
+        return y
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,7 @@ class Process:
             prediction=self.config.model.prediction,
             eta=options.eta,
             guidance=1.0 if classes is None else options.guidance,
+            reuse=options.reuse,
             dtype=self.dtype,
         ).sample(
             torch.empty(options.count, 0, *image_size(self.config), device=device),

@@ -140,6 +140,7 @@ class Validation:
             prediction=self.config.model.prediction,
             eta=options.eta,
             guidance=options.guidance if "label" in batch else 1.0,
+            reuse=options.reuse,
             dtype=self.dtype,
         )
         mask = batch.get("mask")
