@@ -41,7 +41,7 @@ class Options(TypedDict, total=False):
         eta: noise of ddim: 0 none, 1 ancestral; default ``config.sample.eta``.
         label: class to draw, from 0, of a model with classes; default none in particular.
         guidance: weight of the label; default ``config.sample.guidance``.
-        reuse: every so many evaluations one is whole and the others, a third to a half of its
+        reuse: every so many evaluations one is whole and the others, a sixth to a third of its
             cost, reuse its deep features; 1 is off; default ``config.sample.reuse``.
         native: show the network the whole picture at its own size.
         tiled: the picture's own size, shown to the network in overlapping tiles of its own.
