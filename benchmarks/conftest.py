@@ -6,14 +6,12 @@ import functools
 import hashlib
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import pytest
 import torch
 
 from palette import _extension, ops
+from palette.info import machine
 
 Timings = dict[str, float]
 
@@ -97,23 +96,6 @@ def _timed_on_gpu(function: Callable[[], object]) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1e3
-
-
-def machine() -> dict[str, Any]:
-    """What a figure is worth nothing without."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        processor = names[0].split(":")[1].strip() if names else processor
-    return {
-        "date": date.today().isoformat(),
-        "processor": processor,
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +26,23 @@ def facts() -> dict[str, Any]:
         "instruction sets": _extension.instruction_sets(),
         "build": _extension.build_facts(),
         "ops": {op: _op(op) for op in ops.names()},
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Where and when something is measured, without which its figures are worth nothing."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        processor = names[0].split(":")[1].strip() if names else processor
+    return {
+        "date": date.today().isoformat(),
+        "processor": processor,
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
     }
 
 

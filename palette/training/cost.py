@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,21 +47,28 @@ def measure(config: Config, dtype: torch.dtype, network: nn.Module | None = None
     ``network``: as :func:`meta_network` makes it, where there is one already.
     """
     network = meta_network(config) if network is None else network
-    counter = FlopCounterMode(
-        display=False, custom_mapping={torch.ops.palette.attention: _attention}
-    )
     # Fake tensors, unlike meta ones, have a device, by which ops and autocast choose.
     with FakeTensorMode():
         weights = {name: _like(value) for name, value in network.named_parameters()}
-        with torch.no_grad(), counter:
-            torch.func.functional_call(network, weights, _arguments(config, images=1))
+        arguments = _arguments(config, images=1)
+        flops = count_flops(lambda: torch.func.functional_call(network, weights, arguments))
         one, two = (_kept(network, weights, _arguments(config, images), dtype) for images in (1, 2))
     return Cost(
-        flops=counter.get_total_flops(),
+        flops=flops,
         parameters=sum(4 * value.numel() for value in weights.values()),
         activations=two - one,
         copies=2 * one - two,
     )
+
+
+def count_flops(call: Callable[[], object]) -> int:
+    """FLOPs of all that ``call`` computes, without gradients; a product and its sum are two."""
+    counter = FlopCounterMode(
+        display=False, custom_mapping={torch.ops.palette.attention: _attention}
+    )
+    with torch.no_grad(), counter:
+        call()
+    return counter.get_total_flops()
 
 
 def _kept(
