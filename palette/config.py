@@ -55,6 +55,12 @@ class Model:
     attention_resolutions: list[int] = option(
         [32, 16, 8], "feature maps that attend", unit="pixels", low=1, empty=True, fixed=True
     )
+    attention: Literal["global", "local", "dilated", "resblocks", "none"] = option(
+        "global",
+        "of these maps: all of it, or windows of half its sides; or, as in table 5 of the paper, "
+        "dilated or plain residual blocks in place of attention; or nothing",
+        fixed=True,
+    )
     heads: int = option(1, "attention heads where head_channels is null", low=1, fixed=True)
     head_channels: int | None = option(
         32, "channels per attention head; null: use heads", low=1, fixed=True
@@ -86,6 +92,12 @@ class Model:
         None, "classes to condition on; null: no labels", low=1, fixed=True
     )
     dropout: float = option(0.0, "share of activations dropped in training", low=0, below=1)
+    embedding_dropout: float = option(
+        0.0,
+        "share of the embedded noise level dropped in training (quickgrid/pytorch-diffusion: 0.1)",
+        low=0,
+        below=1,
+    )
     init: Literal[
         "default", "kaiming", "normal", "xavier", "xavier_uniform", "orthogonal", "none"
     ] = option("default", "first weights; default: zero output layers; others: as published")
@@ -363,6 +375,10 @@ def _check_together(config: Config, origin: str) -> None:
         raise ConfigError(
             f"{origin}: sample.reuse must be 1 with model.kind=sr3; got {config.sample.reuse}"
         )
+    if config.model.kind == "sr3":
+        for name, only in (("attention", "global"), ("embedding_dropout", 0.0)):
+            if getattr(config.model, name) != only:
+                raise ConfigError(f"{origin}: model.{name} must be {only} with model.kind=sr3")
     check_task(config.task, config.model.kind, origin)
     if config.train.process_every and config.task.name != "generate":
         raise ConfigError(f"{origin}: train.process_every must be 0 unless task.name=generate")

@@ -91,7 +91,9 @@ _ORIGINAL = _row("original images", 2.7, 250.1, 76.0, 0.0)
 _ORIGINAL_HOLE = _row("original images", 5.1, 231.6, 74.6, 0.0)
 _ORIGINAL_PLACES = _two("original images", 11.4, 0.0)
 GLOBAL = "Palette: global attention, 552M parameters"
+LOCAL = "local attention, 552M parameters"
 BLOCKS = "more residual blocks, 603M parameters"
+DILATED = "dilated convolution, 624M parameters"
 BOTH = "Palette (trained on ImageNet and Places2)"
 ONE = "Palette (trained on ImageNet)"
 
@@ -292,9 +294,9 @@ _ABLATIONS = (
         10_000,
         "500,000 steps, batch 512; self-attention or something in its place",
         (
-            _ablation("dilated convolution, 624M parameters", 8.0, 157.5, 70.6),
+            _ablation(DILATED, 8.0, 157.5, 70.6),
             _ablation(BLOCKS, 8.1, 157.1, 71.9),
-            _ablation("local attention, 552M parameters", 9.4, 149.8, 78.2),
+            _ablation(LOCAL, 9.4, 149.8, 78.2),
             _ablation(GLOBAL, 7.4, 164.8, 67.1),
         ),
         _UNSTATED,

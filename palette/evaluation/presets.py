@@ -14,8 +14,10 @@ from palette.evaluation.paper import (
     BLOCKS,
     BOTH,
     CTEST10K,
+    DILATED,
     FIRST5K,
     GLOBAL,
+    LOCAL,
     MASKS,
     ONE,
     PLACES10K,
@@ -62,7 +64,6 @@ _REGRESSION = ("model.prediction=regression", "sample.steps=1")
 _PAPER_MASK = "task.mask=paper"
 _HOLES = ("task.name=inpaint", _PAPER_MASK)
 _BOTH_LISTS = "data.path=lists/imagenet_places2_train.txt"
-_BLOCKS = ("model.attention_resolutions=[]", "model.res_blocks=3")
 
 _COLORIZE = ("task.name=colorize",)
 _CENTER = ("task.name=inpaint", "task.mask=center")
@@ -77,7 +78,9 @@ MODELS: dict[str, tuple[str, ...]] = {
     "inpaint-places": (*_HOLES, _BOTH_LISTS),
     "inpaint-l1": (*_HOLES, "train.loss=l1"),
     "inpaint-attention": (*_HOLES, *_ABLATED),
-    "inpaint-blocks": (*_HOLES, *_ABLATED, *_BLOCKS),
+    "inpaint-local": (*_HOLES, *_ABLATED, "model.attention=local"),
+    "inpaint-blocks": (*_HOLES, *_ABLATED, "model.attention=resblocks"),
+    "inpaint-dilated": (*_HOLES, *_ABLATED, "model.attention=dilated"),
     "uncrop-imagenet": ("task.name=uncrop", "task.mask=uncrop"),
     "uncrop-places": ("task.name=uncrop", "task.mask=uncrop", _BOTH_LISTS),
     "jpeg": ("task.name=restore_jpeg",),
@@ -186,7 +189,9 @@ PRESETS: dict[str, Preset] = {
         Preset("uncrop-places", "uncrop-places", "uncrop-places", "Palette", _RIGHT),
         *_jpeg(),
         Preset("attention-global", "inpaint-attention", "attention", GLOBAL, _CENTER),
+        Preset("attention-local", "inpaint-local", "attention", LOCAL, _CENTER),
         Preset("attention-blocks", "inpaint-blocks", "attention", BLOCKS, _CENTER),
+        Preset("attention-dilated", "inpaint-dilated", "attention", DILATED, _CENTER),
         Preset("inpaint-l1", "inpaint-l1", "loss-inpaint", "Palette (L1)", _CENTER),
         Preset("inpaint-l2", "inpaint-imagenet", "loss-inpaint", "Palette (L2)", _CENTER),
         Preset("colorize-l1", "colorize-l1", "loss-colorize", "Palette (L1)", _COLORIZE),
@@ -194,4 +199,4 @@ PRESETS: dict[str, Preset] = {
         *_multitask(),
     )
 }
-"""Every preset by its name. T5 has two more rows, whose layers our networks do not have."""
+"""Every preset by its name."""

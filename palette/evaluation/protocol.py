@@ -20,7 +20,7 @@ LISTS = {paper.CTEST10K: "ctest10k", paper.PLACES10K: "places10k", paper.FIRST5K
 SIDE = 256  # pixels; what the paper trains and scores at
 STEPS, SOLVER = 1000, "ddpm"
 _STEPS_TRAINED, _BATCH = 1_000_000, 1024
-_WIDTH = (256, [1, 1, 2, 2, 4, 4], 2, [32, 16, 8])  # of the 552M-parameter network
+_WIDTH = (256, [1, 1, 2, 2, 4, 4], 2, [32, 16, 8], "global")  # of the 552M-parameter network
 
 
 def beside_the_paper(
@@ -146,9 +146,11 @@ def _network(config: Config) -> str:
         model.channel_mults,
         model.res_blocks,
         model.attention_resolutions,
+        model.attention,
     ) == _WIDTH:
         return "256 channels, 552M parameters"
     return (
         f"{model.kind}, {model.channels} channels, widths {model.channel_mults}, "
-        f"{model.res_blocks} residual blocks a level, attention at {model.attention_resolutions}"
+        f"{model.res_blocks} residual blocks a level, "
+        f"attention ({model.attention}) at {model.attention_resolutions}"
     )

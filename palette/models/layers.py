@@ -21,6 +21,7 @@ from palette.models.noise_level import EMBEDDINGS
 from palette.ops import attention, dropout, group_norm_silu
 
 AttentionOrder = Literal["legacy", "new"]
+AttentionKind = Literal["global", "local", "dilated", "resblocks", "none"]
 
 
 class GroupNormSiLU(nn.GroupNorm):
@@ -121,9 +122,10 @@ class ResBlock(nn.Module):
     """Residual block of guided-diffusion (upstream layout: in_layers, emb_layers, out_layers).
 
     ``resample`` changes the resolution between the first activation and the first convolution,
-    and on the skip path. ``emb_layers`` belongs to the block but runs in the network's ``embed``,
-    which lays the results of all blocks side by side; ``columns`` are this block's. The Identity
-    entries hold the places that SiLU has in the published numbering.
+    and on the skip path. ``dilation`` spreads the taps of both 3x3 convolutions. ``emb_layers``
+    belongs to the block but runs in the network's ``embed``, which lays the results of all blocks
+    side by side; ``columns`` are this block's. The Identity entries hold the places that SiLU has
+    in the published numbering.
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class ResBlock(nn.Module):
         dropout: float,
         scale_shift: bool,
         resample: Literal["up", "down"] | None = None,
+        dilation: int = 1,
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
@@ -143,7 +146,7 @@ class ResBlock(nn.Module):
         self.in_layers = nn.Sequential(
             GroupNormSiLU(channels),
             nn.Identity(),
-            nn.Conv2d(channels, out_channels, 3, padding=1),
+            nn.Conv2d(channels, out_channels, 3, padding=dilation, dilation=dilation),
         )
         width = 2 * out_channels if scale_shift else out_channels
         self.emb_layers = nn.Sequential(nn.Identity(), nn.Linear(embedding_channels, width))
@@ -152,7 +155,7 @@ class ResBlock(nn.Module):
             GroupNormSiLU(out_channels),
             nn.Identity(),
             Dropout(dropout),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+            nn.Conv2d(out_channels, out_channels, 3, padding=dilation, dilation=dilation),
         )
         self.skip_connection: nn.Module = (
             nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
@@ -187,6 +190,8 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
     """What every attention layer says of itself; see ``describe_attention``."""
 
+    window: tuple[int, int] | None = None  # height and width of what it sees, None: everything
+
     def __init__(self, channels: int, heads: int, level: int) -> None:
         super().__init__()
         self.channels = channels
@@ -195,7 +200,10 @@ class Attention(nn.Module):
 
 
 class AttentionBlock(Attention):
-    """Self-attention over all positions of a feature map, with a residual (guided-diffusion)."""
+    """Self-attention over all positions of a feature map, with a residual (guided-diffusion).
+
+    With ``window`` (height, width), within windows of that size; see ``windowed_attention``.
+    """
 
     def __init__(
         self,
@@ -204,9 +212,11 @@ class AttentionBlock(Attention):
         order: AttentionOrder,
         *,
         level: int,
+        window: tuple[int, int] | None = None,
         checkpoint: bool = False,
     ) -> None:
         super().__init__(channels, heads, level)
+        self.window = window
         if order not in ("legacy", "new"):
             raise ValueError(f"attention_order: {order!r} is neither 'legacy' nor 'new'")
         self.order = order
@@ -220,8 +230,32 @@ class AttentionBlock(Attention):
         return maybe_recompute(self.checkpoint, self._forward, x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        h = attention(self.qkv(self.norm(x)), self.heads, self.order)
+        qkv = self.qkv(self.norm(x))
+        if self.window is None:
+            h = attention(qkv, self.heads, self.order)
+        else:
+            h = windowed_attention(qkv, self.heads, self.order, self.window)
         return add_to(x, self.proj_out, h)
+
+
+def windowed_attention(
+    qkv: Tensor, heads: int, order: AttentionOrder, window: tuple[int, int]
+) -> Tensor:
+    """``palette.ops.attention`` in windows side by side: a position sees its own window alone.
+
+    qkv [N, 3C, H, W] -> [N, C, H, W], channels-last. The first ``window`` (height, width) lies in
+    the upper left corner; where the map ends within one, that one is filled by reflection. The
+    blocks of Palette's local self-attention (section 5.5), without the halo that Vaswani et al.
+    2021 ("Scaling Local Self-Attention") let each see around it: Palette does not state its width.
+    """
+    n, _, height, width = qkv.shape
+    window = min(window[0], height), min(window[1], width)
+    whole = pad_by_reflection(qkv, window).permute(0, 2, 3, 1)
+    rows, columns = whole.shape[1] // window[0], whole.shape[2] // window[1]
+    grid = whole.reshape(n, rows, window[0], columns, window[1], -1).transpose(2, 3)
+    out = attention(grid.flatten(0, 2).permute(0, 3, 1, 2), heads, order).permute(0, 2, 3, 1)
+    grid = out.reshape(n, rows, columns, *window, -1).transpose(2, 3)
+    return grid.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)[:, :, :height, :width]
 
 
 class ConditionedSequential(nn.Sequential):
@@ -291,9 +325,13 @@ def describe_attention(network: nn.Module, size: tuple[int, int]) -> list[str]:
     for name, layer in network.named_modules():
         if isinstance(layer, Attention):
             height, width = size[0] >> layer.level, size[1] >> layer.level
+            shown = f"{height}x{width}"
+            if layer.window is not None:
+                shown += f" in windows of {layer.window[0]}x{layer.window[1]}"
+                height, width = layer.window
             heads = "1 head" if layer.heads == 1 else f"{layer.heads} heads"
             lines.append(
-                f"{name}: {height}x{width}, {height * width} tokens, "
+                f"{name}: {shown}, {height * width} tokens, "
                 f"{heads} of {layer.channels // layer.heads}"
             )
     return lines
@@ -307,12 +345,13 @@ def pair(size: int | Sequence[int], name: str) -> tuple[int, int]:
     return numbers[0], numbers[1]
 
 
-def round_up(size: tuple[int, int], multiple: int) -> tuple[int, int]:
-    """(height, width), each rounded up to a multiple."""
-    return -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple
+def round_up(size: tuple[int, int], multiple: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width), each rounded up to a multiple, or to one of its own."""
+    rows, columns = pair(multiple, "multiple")
+    return -(-size[0] // rows) * rows, -(-size[1] // columns) * columns
 
 
-def pad_by_reflection(x: Tensor, multiple: int) -> Tensor:
+def pad_by_reflection(x: Tensor, multiple: int | tuple[int, int]) -> Tensor:
     """x [N, C, H, W] grown at the bottom and the right until H and W are multiples.
 
     The border pixel is the mirror and is not repeated; where the image is smaller than the padding

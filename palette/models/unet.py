@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from palette.models.layers import (
     AttentionBlock,
+    AttentionKind,
     AttentionOrder,
     ConditionedSequential,
     Downsample,
+    Dropout,
     GroupNormSiLU,
     ResBlock,
     Upsample,
@@ -51,7 +53,14 @@ class UNet(nn.Module):
         res_blocks: residual blocks a level on the way down (one more on the way up).
         attention_resolutions: pixels of the shorter side of the feature maps that attend, at
             ``image_size``. The middle block always attends. Empty: only the middle block.
+        attention: what these layers are (the ablation of Palette, section 5.5 and table 5):
+            "global" attention over the whole feature map, or "local" in windows of half its height
+            and width at ``image_size``; in their place "resblocks", residual blocks on the way down
+            and in the middle and nothing on the way up, or "dilated", the same blocks with
+            dilations 2, 4, ... within a level (DeepLabv3, Chen et al. 2017); or "none".
         dropout: probability, before the second convolution of each residual block.
+        embedding_dropout: probability, on the sinusoids of the noise level, before the layers that
+            embed them (the 0.1 of quickgrid/pytorch-diffusion).
         heads: attention heads, used where ``head_channels`` is None.
         head_channels: channels of one head.
         heads_upsample: heads on the way up where they differ; used as ``heads`` is.
@@ -83,7 +92,9 @@ class UNet(nn.Module):
         channel_mults: Sequence[float] = (1, 2, 4, 8),
         res_blocks: int = 2,
         attention_resolutions: Sequence[int] = (32, 16, 8),
+        attention: AttentionKind = "global",
         dropout: float = 0.0,
+        embedding_dropout: float = 0.0,
         heads: int = 1,
         head_channels: int | None = 32,
         heads_upsample: int | None = None,
@@ -108,7 +119,7 @@ class UNet(nn.Module):
         widths = [int(mult * channels) for mult in channel_mults]
         size = pair(image_size, "image_size")
         padded = round_up(size, self.multiple)
-        resolutions = [min(padded) >> level for level in range(len(widths))]
+        maps = [(padded[0] >> level, padded[1] >> level) for level in range(len(widths))]
         parts = _Parts(
             embedding_channels=4 * channels,
             dropout=dropout,
@@ -118,7 +129,9 @@ class UNet(nn.Module):
             conv_resample=conv_resample,
             head_channels=head_channels,
             attention_order=attention_order,
-            attending=attention_levels(resolutions, attention_resolutions, size),
+            kind=attention,
+            maps=maps,
+            attending=attention_levels([min(each) for each in maps], attention_resolutions, size),
         )
         self.cond_embed = _level_embedding(channels)
         if num_classes is not None:
@@ -133,6 +146,7 @@ class UNet(nn.Module):
             nn.Identity(),  # the published numbering counts SiLU
             nn.Conv2d(widths[0], out_channels, 3, padding=1),
         )
+        self.embedding_dropout = Dropout(embedding_dropout)  # last: the others keep their numbers
         self.attention_layers = describe_attention(self, padded)
         self._finish(zero_init)
 
@@ -197,10 +211,14 @@ class UNet(nn.Module):
         ``condition_level``. Any H and W: sizes that the network cannot halve are padded by
         reflection and cropped. Output [N, out_channels, H, W] in the dtype the network computed in.
         """
-        return self.body(x, self.embed(gamma, label, level), seeds)
+        return self.body(x, self.embed(gamma, label, level, seeds), seeds)
 
     def embed(
-        self, gamma: Tensor, label: Tensor | None = None, level: Tensor | None = None
+        self,
+        gamma: Tensor,
+        label: Tensor | None = None,
+        level: Tensor | None = None,
+        seeds: Tensor | None = None,
     ) -> Tensor:
         """All that follows from noise levels and label alone: a row [N, E] for ``body``.
 
@@ -217,7 +235,8 @@ class UNet(nn.Module):
         if (level is not None) != self.condition_level:
             wanted = "give it [N] in (0, 1]" if self.condition_level else "leave it out"
             raise ValueError(f"level: condition_level is {self.condition_level}; {wanted}")
-        h: Tensor = self.cond_embed(self._sinusoids(gamma, self.embedding))
+        sinusoids = self.embedding_dropout(self._sinusoids(gamma, self.embedding), seeds)
+        h: Tensor = self.cond_embed(sinusoids)
         if label is not None:
             h = h + self.label_emb(label)
         if level is not None:
@@ -293,10 +312,16 @@ class _Parts:
     conv_resample: bool
     head_channels: int | None
     attention_order: AttentionOrder
+    kind: AttentionKind
+    maps: list[tuple[int, int]]
     attending: list[int]
 
     def block(
-        self, width: int, out_width: int, resample: Literal["up", "down"] | None = None
+        self,
+        width: int,
+        out_width: int,
+        resample: Literal["up", "down"] | None = None,
+        dilation: int = 1,
     ) -> ResBlock:
         return ResBlock(
             width,
@@ -305,25 +330,45 @@ class _Parts:
             dropout=self.dropout,
             scale_shift=self.scale_shift,
             resample=resample,
+            dilation=dilation,
             checkpoint=self.checkpoint,
         )
 
     def attention(self, width: int, heads: int, level: int) -> AttentionBlock:
-        heads = number_of_heads(width, heads, self.head_channels)
+        height, across = self.maps[level]
         return AttentionBlock(
-            width, heads, self.attention_order, level=level, checkpoint=self.checkpoint
+            width,
+            number_of_heads(width, heads, self.head_channels),
+            self.attention_order,
+            level=level,
+            window=(-(-height // 2), -(-across // 2)) if self.kind == "local" else None,
+            checkpoint=self.checkpoint,
         )
 
-    def level(self, width: int, out_width: int, heads: int, level: int) -> list[nn.Module]:
-        """A residual block, and attention behind it where the level attends."""
+    def mixing(self, width: int, heads: int, level: int, number: int | None) -> list[nn.Module]:
+        """Attention or what takes its place: for residual blocks the ``number``-th of the level,
+        from 0; None on the way up, where they have none."""
+        if self.kind in ("global", "local"):
+            return [self.attention(width, heads, level)]
+        if self.kind == "none" or number is None:
+            return []
+        dilation = 1
+        if self.kind == "dilated":  # no wider than half of the map, beyond which lies padding
+            dilation = min(2 ** (number + 1), max(min(self.maps[level]) // 2, 1))
+        return [self.block(width, width, dilation=dilation)]
+
+    def level(
+        self, width: int, out_width: int, heads: int, level: int, number: int | None
+    ) -> list[nn.Module]:
+        """A residual block, and attention behind it where the level attends; see ``mixing``."""
         layers: list[nn.Module] = [self.block(width, out_width)]
         if level in self.attending:
-            layers.append(self.attention(out_width, heads, level))
+            layers += self.mixing(out_width, heads, level, number)
         return layers
 
     def middle(self, width: int, heads: int, level: int) -> ConditionedSequential:
-        attention = self.attention(width, heads, level)
-        return ConditionedSequential(self.block(width, width), attention, self.block(width, width))
+        between = self.mixing(width, heads, level, 0)
+        return ConditionedSequential(self.block(width, width), *between, self.block(width, width))
 
     def down(self, width: int) -> nn.Module:
         if self.resblock_updown:
@@ -355,8 +400,9 @@ def _down_path(
     blocks = [ConditionedSequential(nn.Conv2d(in_channels, width, 3, padding=1))]
     skips = [width]
     for level, out_width in enumerate(widths):
-        for _ in range(res_blocks):
-            blocks.append(ConditionedSequential(*parts.level(width, out_width, heads, level)))
+        for number in range(res_blocks):
+            layers = parts.level(width, out_width, heads, level, number)
+            blocks.append(ConditionedSequential(*layers))
             width = out_width
             skips.append(width)
         if level < len(widths) - 1:
@@ -373,7 +419,7 @@ def _up_path(
     width = widths[-1]
     for level in reversed(range(len(widths))):
         for number in range(res_blocks + 1):
-            layers = parts.level(width + skips.pop(), widths[level], heads, level)
+            layers = parts.level(width + skips.pop(), widths[level], heads, level, None)
             width = widths[level]
             if level > 0 and number == res_blocks:
                 layers.append(parts.up(width))

@@ -47,7 +47,14 @@ def test_this_torch_has_the_operators() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "make", [unet, lambda: unet(resblock_updown=False, scale_shift=False), sr3]
+    "make",
+    [
+        unet,
+        lambda: unet(resblock_updown=False, scale_shift=False),
+        lambda: unet(attention="local"),
+        lambda: unet(attention="dilated"),
+        sr3,
+    ],
 )
 @torch.no_grad()
 def test_same_answers(make, dtype) -> None:
@@ -79,6 +86,13 @@ def test_every_convolution_is_packed_and_no_parameter_copied() -> None:
     assert any(isinstance(each, PackedConv) for each in fast.modules())
     assert {id(p) for p in fast.parameters()} < {id(p) for p in network.parameters()}
     assert any(isinstance(each, nn.Conv2d) for each in network.modules())
+
+
+def test_dilated_convolutions_stay_plain() -> None:
+    fast = pack(unet(attention="dilated"))
+    left = [each for each in fast.modules() if isinstance(each, nn.Conv2d)]
+    assert left
+    assert all(each.dilation > (1, 1) for each in left)
 
 
 @torch.no_grad()

@@ -8,8 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from palette.models.layers import AttentionBlock, GroupNormSiLU, ResBlock
+from palette.models.layers import (
+    AttentionBlock,
+    GroupNormSiLU,
+    ResBlock,
+    pad_by_reflection,
+    windowed_attention,
+)
 from palette.models.unet import UNet
+from palette.ops import attention
 
 SMALL: dict[str, Any] = {
     "image_size": 16,
@@ -230,10 +237,17 @@ def test_checkpointing_keeps_the_gradients(seeded: bool) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-@pytest.mark.parametrize("options", [{}, {"resblock_updown": False, "checkpoint": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"resblock_updown": False, "checkpoint": True},
+        {"attention": "local", "image_size": 24, "attention_resolutions": (12,)},  # pads its maps
+    ],
+)
 def test_compiles_without_a_graph_break(options: dict[str, Any]) -> None:
     torch._dynamo.reset()
-    network = UNet(**SMALL, dropout=0.1, **options).train()
+    network = UNet(**{**SMALL, **options}, dropout=0.1).train()
     x, gamma = inputs()
     seeds = torch.tensor([1, 2])
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
@@ -277,3 +291,83 @@ def test_the_noise_level_of_the_condition() -> None:
         network(x, gamma)
     with pytest.raises(ValueError, match=r"^level: condition_level is False; leave it out"):
         plain(x, gamma, level=level)
+
+
+PAPER_SIZE: dict[str, Any] = {
+    "image_size": 256,
+    "in_channels": 6,
+    "out_channels": 3,
+    "channels": 256,
+    "channel_mults": (1, 1, 2, 2, 4, 4),
+    "head_channels": 64,
+}
+ABLATION = {  # table 5 of the paper: parameters in millions, and how near ours are
+    "global": (552, 0.002),
+    "local": (552, 0.002),
+    "resblocks": (603, 0.025),
+    "dilated": (624, 0.011),
+}
+
+
+@pytest.mark.parametrize("kind", ABLATION)
+def test_the_networks_of_the_papers_ablation_have_its_size(kind: Any) -> None:
+    with torch.device("meta"):
+        network = UNet(**PAPER_SIZE, attention=kind)
+    millions, near = ABLATION[kind]
+    found = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    assert abs(found / millions - 1) < near
+    attends = [layer for layer in network.modules() if isinstance(layer, AttentionBlock)]
+    assert len(attends) == len(network.attention_layers) == (16 if millions == 552 else 0)
+    dilations = [block.in_layers[2].dilation[0] for block in network._res_blocks()]
+    spread = [2, 4] * 3 + [2] if kind == "dilated" else []  # of each level down, and the middle
+    assert [dilation for dilation in dilations if dilation > 1] == spread
+
+
+@pytest.mark.parametrize("kind", ["local", "dilated", "resblocks", "none"])
+@pytest.mark.parametrize("size", [(16, 16), (21, 13), (1, 3)])
+def test_what_stands_for_attention_runs_at_any_size(kind: Any, size: tuple[int, int]) -> None:
+    network = UNet(**SMALL, attention=kind).eval()
+    x, gamma = inputs(size=size)
+    both = network(x, gamma)
+    assert both.shape == (2, 3, *size)
+    assert_near(network(x[1:], gamma[1:]), both[1:])
+    assert torch.equal(network.body(x, network.embed(gamma)), both)
+
+
+def test_without_attention_nothing_takes_its_place() -> None:
+    network = UNet(**SMALL, attention="none")
+    assert not any(isinstance(layer, AttentionBlock) for layer in network.modules())
+    assert [type(layer) for layer in network.middle_block] == [ResBlock, ResBlock]
+    assert network.attention_layers == []
+
+
+def test_a_window_sees_itself_alone() -> None:
+    torch.manual_seed(0)
+    qkv = torch.randn(2, 3 * 16, 5, 7)
+    found = windowed_attention(qkv, 2, "new", (3, 4))
+    for rows in (slice(0, 3), slice(3, 5)):
+        for columns in (slice(0, 4), slice(4, 7)):
+            own = qkv[:, :, rows, columns]
+            wanted = attention(pad_by_reflection(own, (3, 4)), 2, "new")
+            assert_near(
+                found[:, :, rows, columns], wanted[:, :, : own.shape[2], : own.shape[3]], 1e-5
+            )
+    assert_near(windowed_attention(qkv, 2, "new", (9, 9)), attention(qkv, 2, "new"))
+
+
+def test_dropout_of_the_embedded_noise_level() -> None:
+    x, gamma = inputs()
+    seeds = torch.tensor([7, 8])
+    torch.manual_seed(0)
+    network = UNet(**SMALL, dropout=0.5, embedding_dropout=0.1).train()
+    plain = UNet(**SMALL, dropout=0.5)
+    plain.load_state_dict(network.state_dict())  # it has no weights
+    for layer, same in zip(network._res_blocks(), plain._res_blocks(), strict=True):
+        assert layer.out_layers[2].layer == same.out_layers[2].layer
+    rows = network.embed(gamma, seeds=seeds)
+    assert torch.equal(rows, network.embed(gamma, seeds=seeds))
+    assert_near(network.embed(gamma[1:], seeds=seeds[1:]), rows[1:])
+    assert not torch.allclose(network.embed(gamma, seeds=seeds + 1), rows)
+    both = network(x, gamma, None, seeds)
+    assert torch.equal(both, network.body(x, rows, seeds))
+    assert torch.equal(network.eval().embed(gamma, seeds=seeds), plain.eval().embed(gamma))
