@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from palette import config as configs
 from palette.cli import main
@@ -34,6 +36,7 @@ PUBLISHED = {
     "uncropping_places2": ("datasets/place365/flist/train.flist", 256, 3),
     "colorization_mirflickr25k": ("datasets/mirflickr25k/images", 224, 4),
 }
+LISTED = ("datasets/celebahq", "datasets/place365", "datasets/mirflickr25k")
 COUNTED_IN_EPOCHS = ("save_every", "sample_every")
 SHRUNKEN = (
     "model.channels=32",
@@ -53,6 +56,18 @@ SHRUNKEN = (
     "train.log_every=1",
     "train.sample_every=0",
     "summary.crops=0",
+)
+
+SMALLER = (  # of a published recipe: what it trains on, and how, stays
+    "model.channels=32",
+    "model.channel_mults=[1,2]",
+    "model.res_blocks=1",
+    "data.image_size=16",
+    "data.workers=0",
+    "train.steps=3",
+    "train.log_every=1",
+    "train.sample_every=0",
+    "run.tensorboard=false",
 )
 
 
@@ -118,6 +133,42 @@ def test_a_recipe_of_the_published_code_is_its_published_config(name):
     for option in COUNTED_IN_EPOCHS:
         setattr(expected.train, option, getattr(told.train, option))
     assert told == expected
+
+
+@pytest.fixture
+def published_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few pictures where the published configs look for theirs, in the working directory."""
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    numbers = np.random.default_rng(0)
+    images = Path("datasets/mirflickr25k/images")
+    for folder in (images / "color", images / "gray", *(Path(f"{name}/flist") for name in LISTED)):
+        folder.mkdir(parents=True)
+    for index in range(12):
+        picture = Image.fromarray(numbers.integers(0, 256, (20, 24, 3), dtype=np.uint8))
+        picture.save(images / "color" / f"{index:05d}.png")
+        picture.convert("L").save(images / "gray" / f"{index:05d}.png")
+    paths = "".join(f"{images}/color/{index:05d}.png\n" for index in range(12))
+    for name in LISTED:
+        Path(f"{name}/flist/train.flist").write_text(paths)
+    numbers_alone = "".join(f"{index}\n" for index in range(12))
+    Path("datasets/mirflickr25k/flist/train.flist").write_text(numbers_alone)
+
+
+@pytest.mark.usefixtures("published_data")
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_config_and_its_recipe_have_the_same_first_losses(name):
+    published = Path(f"{name}.json")
+    published.write_text(json.dumps(_published(name, *PUBLISHED[name])))
+    losses = []
+    for file in (published, recipe(name)):
+        run = Path(f"run{file.suffix}")
+        sets = [*SMALLER, f"run.dir={run}"]
+        assert main(["train", "-c", str(file), "--debug", "--set", *sets]) == 0
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        losses.append([line["loss"] for line in lines])
+    assert len(set(losses[0])) == 3
+    assert losses[0] == losses[1]
 
 
 def test_a_dry_run_tells_layers_parameters_compute_and_memory(capsys):
