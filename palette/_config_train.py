@@ -52,6 +52,12 @@ class Train:
     )
     ema_every: int = option(1, "between updates of the averages", unit="steps", low=1)
     loss: Literal["l2", "l1", "huber"] = option("l2", "distance to the prediction target")
+    min_snr: float | None = option(
+        None,
+        "weight of a sample's loss: its signal-to-noise ratio but at most this (Hang et al. 2023: "
+        "5), in units of the loss of x0; null: every sample counts alike",
+        above=0,
+    )
     normalise_loss: bool = option(
         True, "divide by the area of the hole; false: mean over all pixels, as published"
     )

@@ -350,6 +350,11 @@ def _check_together(config: Config, origin: str) -> None:
             f"{origin}: sample.steps must be 1 with model.prediction=regression; "
             f"got {config.sample.steps}"
         )
+    if config.model.prediction == "regression" and config.train.min_snr is not None:
+        raise ConfigError(
+            f"{origin}: train.min_snr must be null with model.prediction=regression, which knows "
+            f"one noise level; got {config.train.min_snr}"
+        )
     if (
         config.data.source in ("folder", "list", "shards", "pairs", "classes")
         and not config.data.path

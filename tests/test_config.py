@@ -162,6 +162,10 @@ def test_suggestions_across_sections(text: str, suggestion: str) -> None:
         ("task: {name: mixture, weights: [0, 0, 0]}", "not all 0"),
         ("task: {name: mixture, tasks: [generate]}", "task.tasks must be one of colorize, inp"),
         ("task: {name: upscale}\nmodel: {kind: sr3}", "task.augmentation must be 0 with"),
+        (
+            "model: {prediction: regression}\nsample: {steps: 1}\ntrain: {min_snr: 5}",
+            "train.min_snr must be null with model.prediction=regression",
+        ),
         ("model: {kind: sr3, attention: local}", "model.attention must be global with"),
         ("task: {name: colorize}\nsummary: {crops: 4}", "summary.crops must be 0"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import signal
+import time
 from collections.abc import Iterator
 
 import torch
@@ -35,6 +36,7 @@ class Loader:
         self.skipped: dict[str, str] = {}
         self._length = len(dataset)
         self._tried = self._failed = 0
+        self._waited, self._since = 0.0, time.perf_counter()
         self._loader = torch.utils.data.DataLoader(
             dataset,
             batch_sampler=batches,
@@ -47,12 +49,29 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         try:
-            for batch in self._loader:
+            for batch in self._timed():
                 self._count(batch)
                 yield batch
         except UnreadableImages as error:  # a worker's comes wrapped in its traceback
             prefix = f"{UnreadableImages.__module__}.{UnreadableImages.__qualname__}: "
             raise UnreadableImages(str(error).splitlines()[-1].removeprefix(prefix)) from None
+
+    def waiting(self) -> float:
+        """Share (0 to 1) of the time since the last call that was spent waiting for a batch."""
+        now = time.perf_counter()
+        share = self._waited / max(now - self._since, 1e-9)
+        self._waited, self._since = 0.0, now
+        return share
+
+    def _timed(self) -> Iterator[Batch]:
+        batches = iter(self._loader)
+        while True:
+            began = time.perf_counter()
+            batch: Batch | None = next(batches, None)
+            self._waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
 
     def _count(self, batch: Batch) -> None:
         for name, reason in batch["skipped"]:

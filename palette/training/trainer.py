@@ -229,6 +229,7 @@ class Trainer:
                         part["seed"],
                         prediction=config.model.prediction,
                         kind=config.train.loss,
+                        min_snr=config.train.min_snr,
                         normalise=config.train.normalise_loss,
                         label_drop=config.train.label_drop if classes else 0.0,
                         null_label=classes,
@@ -274,6 +275,7 @@ class Trainer:
             "lr": rate,
             "seconds": self.seconds,
             "samples_per_second": speed,
+            "data_wait": self._loader.waiting(),
             "grad_norm": norm if math.isfinite(norm) else None,
         }
         shown = "not finite" if loss is None else f"{loss:.4f}"
@@ -309,7 +311,8 @@ class Trainer:
             world=self.world.size,
         )
         pinned = self.world.device.type == "cuda"
-        return iter(Loader(self.dataset, order, workers=data.workers, pin_memory=pinned))
+        self._loader = Loader(self.dataset, order, workers=data.workers, pin_memory=pinned)
+        return iter(self._loader)
 
     def _begin(self, resume: str | None) -> list[str]:
         """Take up the run where there is one to take up; returns what there is to say about it."""

@@ -128,6 +128,7 @@ class Validation:
                 batch["seed"],
                 prediction=self.config.model.prediction,
                 kind=self.config.train.loss,
+                min_snr=self.config.train.min_snr,
                 normalise=self.config.train.normalise_loss,
             ).per_sample
 

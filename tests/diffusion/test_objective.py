@@ -140,6 +140,29 @@ def test_min_snr_weights_every_prediction_as_the_same_x0_loss() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("prediction", "weights"),  # of Hang et al. 2023 at a ratio of 1/4, 1, 4 and 9, limit 5
+    [
+        ("x0", [0.25, 1, 4, 5]),
+        ("epsilon", [1, 1, 1, 5 / 9]),
+        ("v", [0.25 / 1.25, 1 / 2, 4 / 5, 5 / 10]),
+    ],
+)
+def test_min_snr_weights_are_those_of_its_paper(prediction: str, weights: list[float]) -> None:
+    def costs(min_snr: float | None) -> Tensor:
+        return loss(
+            lambda x, gamma, label, seeds: x[:, :3] + 0.3,
+            SCHEDULE,
+            make_batch(),
+            torch.arange(4),
+            prediction=prediction,
+            min_snr=min_snr,
+            gamma=torch.tensor([0.2, 0.5, 0.8, 0.9]),
+        ).per_sample
+
+    torch.testing.assert_close(costs(5.0) / costs(None), torch.tensor(weights), rtol=1e-5, atol=0)
+
+
 def test_a_sample_costs_the_same_in_any_batch() -> None:
     batch, seeds = make_batch(), torch.tensor([5, -3, 2**62, 0])
     network = Recorder()

@@ -269,6 +269,7 @@ def test_what_a_run_leaves_behind(tmp_path: Path, tiny: ModuleType) -> None:
     assert [line["samples"] for line in training] == list(range(4, 49, 4))
     assert [line["lr"] for line in training[:4]] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-3])
     assert all(line["seconds"] > 0 for line in metrics(tmp_path))
+    assert all(0 < line["data_wait"] < 1 for line in training)
     assert checkpoints.latest(tmp_path).meta["samples"] == 48
 
 
@@ -282,6 +283,17 @@ def test_the_average_begins_and_moves_when_it_should(tmp_path: Path, tiny: Modul
     trainer.fit()
     assert seen == [6, 8]
     assert _hashable(trainer.ema.network.state_dict()) != first
+
+
+def test_samples_are_weighted_by_their_signal(tmp_path: Path, tiny: ModuleType) -> None:
+    """Of predicted noise a high limit leaves every weight at 1, and a low one few above 0."""
+    first = []
+    for limit in ("null", "1e9", "1e-9"):
+        sets = ("train.steps=1", "train.sample_every=0", f"train.min_snr={limit}")
+        tiny.build(tmp_path / limit, sets).fit()
+        first.append(metrics(tmp_path / limit)[0]["loss"])
+    assert first[1] == first[0]
+    assert first[2] < 0.01 * first[0]
 
 
 def test_an_epoch_of_whole_batches(tmp_path: Path, tiny: ModuleType) -> None:
