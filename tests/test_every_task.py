@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -263,21 +265,43 @@ def test_paired(train, photo, tmp_path):
     assert np.abs(np.asarray(out) - negative).mean() < 60
 
 
+def shards(path: Path, *members: tuple[str, bytes]) -> str:
+    """An archive of these members in the folder of ``path``, which a config can name."""
+    path.parent.mkdir()
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            facts = tarfile.TarInfo(name)
+            facts.size = len(content)
+            archive.addfile(facts, io.BytesIO(content))
+    return f"data.path={path.parent}"
+
+
 def test_bad_data_is_one_line(classes, photo, tmp_path, capsys):
     (tmp_path / "none" / "empty").mkdir(parents=True)
-    for folder in ("a", "b"):
+    for folder in ("a", "b", "c"):
         (tmp_path / folder).mkdir()
     (tmp_path / "none" / "full").mkdir()
-    for folder in ("a", "none/full"):
+    for folder in ("a", "b", "none/full"):
         Image.new("L", (9, 9)).save(tmp_path / folder / "x.png")
+    Image.new("L", (9, 9)).save(tmp_path / "a" / "y.png")
+    (tmp_path / "names.txt").write_text("x.png\n../b/x.png\n")
     (tmp_path / "tiny.yaml").write_text(TINY)
     pairs = ["task.name=paired", "data.source=pairs", f"data.path={tmp_path / 'a'}"]
+    partners = f"data.conditions={tmp_path / 'b'}"
     generate = ["task.name=generate", "data.source=classes"]
+    cut = shards(tmp_path / "cut" / "x.tar", ("x.png", photo.read_bytes()))
+    whole = (tmp_path / "cut" / "x.tar").read_bytes()
+    (tmp_path / "cut" / "x.tar").write_bytes(whole[:700])
+    outside = shards(tmp_path / "out" / "x.tar", ("../x.png", photo.read_bytes()))
     for options, words in (
         ([*generate, f"data.path={tmp_path / 'none'}", "model.num_classes=2"], "empty: no image"),
         ([*generate, f"data.path={classes}"], "has 2 classes, but model.num_classes is None"),
         (["task.name=generate", "model.num_classes=2"], "num_classes=2 needs labels"),
-        ([*pairs, f"data.conditions={tmp_path / 'b'}"], "b: no x.png in it; pairs need both"),
+        ([*pairs, f"data.conditions={tmp_path / 'c'}"], "c: no x.png in it; pairs need both"),
+        ([*pairs, partners], "b: no y.png in it; pairs need both"),
+        ([*pairs, partners, f"data.names={tmp_path / 'names.txt'}"], "'../b/x.png' leads out of"),
+        (["data.source=shards", cut], "x.tar: cut off or damaged: 'x.png' would take"),
+        (["data.source=shards", outside], "out: no image in these archives"),
         (["task.mask=0,0,2,1"], "mask must be LEFT,TOP,RIGHT,BOTTOM"),
     ):
         sets = ["--set", *options, f"run.dir={tmp_path / 'run'}"]
@@ -285,6 +309,34 @@ def test_bad_data_is_one_line(classes, photo, tmp_path, capsys):
         message = capsys.readouterr().err
         assert words in message
         assert message.count("\n") == 1
+
+
+def test_broken_members_and_those_that_lead_out_are_named_once(photo, tmp_path, capsys, caplog):
+    good = [(f"{number:02d}.png", photo.read_bytes()) for number in range(40)]
+    bad = [("bad.png", b"\x89PNG, and no more"), ("../out.png", photo.read_bytes())]
+    where = shards(tmp_path / "some" / "x.tar", *good, *bad)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    sets = ["task.mask=center", "data.source=shards", where, "data.validation=0", "train.steps=6"]
+    command = ["train", "-c", str(tmp_path / "tiny.yaml"), "--set", f"run.dir={tmp_path / 'run'}"]
+    assert main([*command, *sets]) == 0  # 48 samples of 41 pictures
+    lines = [record.getMessage() for record in caplog.records]
+    (left_out,) = (line for line in lines if "out.png" in line)
+    assert left_out.endswith("left out 1; the first: ../out.png: its name leads out of the archive")
+    (skipped,) = (line for line in lines if "bad.png" in line)
+    assert skipped.startswith(f"skipped {tmp_path / 'some' / 'x.tar'}/bad.png: ")
+    assert "\n" not in skipped
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_mask_of_another_size_is_one_line(train, photo, tmp_path, capsys):
+    run = train("task.name=inpaint", "task.mask=center")
+    Image.new("L", (WIDTH, HEIGHT + 1), 255).save(tmp_path / "mask.png")
+    arguments = ["--input", str(photo), "--mask", str(tmp_path / "mask.png")]
+    assert main(["sample", str(run), *arguments, "--output", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert f"{WIDTH}x{HEIGHT + 1}" in message
+    assert message.count("\n") == 1
+    assert not list(tmp_path.glob("out/*"))
 
 
 def test_a_wish_that_makes_no_sense_is_one_line(train, photo, tmp_path, capsys):

@@ -172,7 +172,8 @@ class Pairs:
     name without an ending is, as published, a number of five digits: "7" is 00007.png.
     ``image_size`` and ``detail`` as of :class:`Folder`; pictures of a pair that differ in size are
     brought to the size of the target.
-    Raises ValueError when a folder or the list is missing or empty, or a condition is missing.
+    Raises ValueError when a folder or the list is missing or empty, a name leads out of its folder,
+    or one of a pair is missing.
     """
 
     def __init__(
@@ -190,14 +191,23 @@ class Pairs:
         if names:
             listed = paths.read_list(names)
             found = [_published_name(listed[index]) for index in range(len(listed))]
+            for name in found:
+                if os.path.isabs(name) or ".." in name.split("/"):
+                    raise ValueError(
+                        f"{os.fspath(names)}: '{paths.printable(name)}' leads out of {targets}; "
+                        "names below it are wanted"
+                    )
             self._targets = paths.Paths.of(targets, found)
         else:
             self._targets = paths.scan(targets)
         self._conditions = partners
         self._at_least = image_size and (detail * image_size[0], detail * image_size[1])
-        for folder, what in ((targets, self._targets.path(0)), (partners, self._partner(0))):
-            if not os.path.exists(what):
-                raise ValueError(f"{folder}: no {self._targets.name(0)} in it; pairs need both")
+        for index in range(len(self)):
+            both = ((targets, self._targets.path(index)), (partners, self._partner(index)))
+            for folder, what in both:
+                if not os.path.exists(what):
+                    name = self._targets.name(index)
+                    raise ValueError(f"{folder}: no {name} in it; pairs need both")
 
     def __len__(self) -> int:
         return len(self._targets)
