@@ -29,6 +29,9 @@ def add_training(train: argparse.ArgumentParser) -> None:
         long = f"--{name.replace('_', '-')}"
         group.add_argument(short, long, type=positive, metavar="N", help=text)
     group.add_argument("-s", "--beta-schedule", metavar="NAME", help="default: linear")
+    group.add_argument(
+        "--classes", action="store_true", help="each folder in DIR is a class, drawn by --label"
+    )
     group.add_argument("--disable-images", action="store_true", help="no pictures of each epoch")
     group.add_argument("--disable-tensorboard", action="store_true", help="no TensorBoard logs")
 
@@ -43,7 +46,7 @@ def plan(options: argparse.Namespace) -> Plan | None:
     given = {name: value for name, value in given.items() if value is not None}
     if options.images is None:
         alone = {"name": options.name, "disable-images": options.disable_images, **given}
-        alone["disable-tensorboard"] = options.disable_tensorboard
+        alone |= {"disable-tensorboard": options.disable_tensorboard, "classes": options.classes}
         for name, value in alone.items():
             if value:
                 option = {"schedule": "beta-schedule"}.get(name, name.replace("_", "-"))
@@ -61,6 +64,7 @@ def plan(options: argparse.Namespace) -> Plan | None:
         options.name,
         Path(options.images),
         **given,
+        classes=options.classes,
         pictures=not options.disable_images,
         tensorboard=not options.disable_tensorboard,
     )
@@ -75,6 +79,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "-n", "--name", default="", metavar="PREFIX", help="of the files; default: the model's name"
     )
     predict.add_argument("-i", "--images", type=positive, default=1, metavar="COUNT")
+    predict.add_argument("--label", type=int, help="class to draw, from 0; default: any")
     predict.add_argument("--seed", type=int, default=0, help="of the first picture")
     predict.add_argument("--steps", type=positive, help="network evaluations per picture")
     predict.add_argument("--device", default="auto")
@@ -92,6 +97,7 @@ def _predict(options: argparse.Namespace) -> int:
         options.images,
         seed=options.seed,
         steps=options.steps,
+        label=options.label,
     )
     for path in written:
         print(path)

@@ -100,11 +100,37 @@ def test_pictures_and_tensorboard_can_be_left_out_and_a_run_taken_up(
     }
 
 
+def test_classes_are_learnt_where_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, colour in (("cold", (20, 20, 220)), ("warm", (220, 20, 20))):
+        Path("images", name).mkdir(parents=True)
+        for index in range(4):
+            Image.new("RGB", (9, 12), colour).save(f"images/{name}/{index}.png")
+    command = _train(Path("images"), "--classes", "--disable-images", "--disable-tensorboard")
+    learning = ["model.prediction=v", "train.lr=4e-3", "train.ema_decay=0.9", "train.steps=60"]
+    assert main([*command, *learning, "--debug"]) == 0
+    assert palette.load("birds.safetensors", device="cpu").config.model.num_classes == 2
+    drawn = ["predict", "birds.safetensors", "-o", "out"]
+    for label, (high, low) in enumerate(((2, 0), (0, 2))):
+        assert main([*drawn, "-n", str(label), "--label", str(label)]) == 0
+        with Image.open(f"out/{label}_000000.png") as picture:
+            mean = np.asarray(picture).mean((0, 1))
+            assert json.loads(picture.text["palette"])["label"] == label
+        assert mean[high] > mean[low] + 60
+    capsys.readouterr()
+    assert main([*drawn, "--label", "2"]) == 2
+    assert "found 2; the model has classes 0 to 1" in capsys.readouterr().err
+
+
 MISTAKES = {
     "missing folder": (["--name", "a", "--images", "no"], "no: no such folder"),
     "empty folder": (["--name", "a", "--images", "empty"], "empty: no image"),
     "existing file": (["--name", "there", "--images", "empty"], "there.safetensors: exists"),
     "name that leads elsewhere": (["--name", "a/b", "--images", "empty"], "--name: found 'a/b'"),
+    "no class": (["--name", "a", "--images", "empty", "--classes"], "empty: no folder in it"),
+    "classes of a config": (["-c", "x.yaml", "--classes"], "--classes: goes with --images"),
     "no name": (["--images", "empty"], "--images: wants --name"),
     "no folder": (["--name", "a"], "--name: goes with --images"),
     "epochs of a config": (["-c", "x.yaml", "-e", "3"], "--epochs: goes with --images"),

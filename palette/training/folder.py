@@ -10,6 +10,7 @@ from typing import Any
 from palette import config as configs
 from palette.build import build_datasets
 from palette.config import Config
+from palette.data.sources import class_names
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,14 @@ class Plan:
 
     Attributes:
         name: of the run ``runs/<name>`` and of the finished model ``<name>.safetensors``.
-        images: folder of images, at any depth: class folders are read, and classes ignored.
+        images: folder of images, at any depth: class folders are read, and classes ignored but for
+            ``classes``.
         timesteps: noise levels of the training grid.
         epochs: times that every image is seen.
         batch_size: images of an optimizer step.
         image_size: side of the square pictures, in pixels.
         schedule: how beta rises, a name of ``schedule.name``.
+        classes: each folder in ``images`` is a class, and the model learns to draw it by number.
         pictures: draw samples and their process after every epoch.
         tensorboard: write TensorBoard logs.
     """
@@ -35,6 +38,7 @@ class Plan:
     batch_size: int = 64
     image_size: int = 64
     schedule: str = "linear"
+    classes: bool = False
     pictures: bool = True
     tensorboard: bool = True
 
@@ -53,7 +57,7 @@ def configure(plan: Plan, overrides: Sequence[str] = ()) -> Config:
 
     Raises:
         ConfigError, ValueError: a name that is none, a finished model of that name, a folder that
-            is missing or has no image, or an option out of range.
+            is missing or has no image, a class without one, or an option out of range.
     """
     if Path(plan.name).name != plan.name or plan.name == "..":
         raise ValueError(f"--name: found '{plan.name}', wants a plain name, such as birds")
@@ -74,7 +78,9 @@ def configure(plan: Plan, overrides: Sequence[str] = ()) -> Config:
 def _sections(plan: Plan) -> dict[str, dict[str, Any]]:
     """The config, but for what depends on the number of images."""
     ratio = 1000 / plan.timesteps
+    classes = len(class_names(plan.images)) if plan.classes else None
     return {
+        "model": {"num_classes": classes},
         "run": {"dir": f"runs/{plan.name}", "tensorboard": plan.tensorboard},
         "schedule": {
             "name": plan.schedule,
@@ -84,7 +90,7 @@ def _sections(plan: Plan) -> dict[str, dict[str, Any]]:
         },
         "task": {"name": "generate"},
         "data": {
-            "source": "folder",
+            "source": "classes" if plan.classes else "folder",
             "path": str(plan.images),
             "image_size": plan.image_size,
             "batch_size": plan.batch_size,
