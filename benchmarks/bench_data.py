@@ -1,19 +1,24 @@
-"""Samples a minute from JPEG files to batches, and the memory that a long list takes.
+"""Samples a minute from JPEG files to batches, how long a training waits for them, and the memory
+that a long list takes.
 
     pytest benchmarks/bench_data.py
 
 Pictures of 500 x 375 are decoded, cropped, resized to 64 x 64 and masked, from a folder and from
-shards, by one process and by two workers. "images a minute" is in extra_info and printed.
+shards, by one process and by two workers. "images a minute" is in extra_info and printed, and so
+is the share of time that training a small network (configs/tasks.yaml, a level deeper, at 64 x 64)
+waits for its batches.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from palette import config as configs
 from palette.data import masks, tasks
 from palette.data.dataset import Batches, TaskDataset
 from palette.data.loader import Loader
@@ -23,9 +28,12 @@ from palette.data.photos import Photos
 from palette.data.prepare import Settings, prepare
 from palette.data.shards import Shards
 from palette.data.sources import Folder
+from palette.training.run import train
 
 FILES, SAMPLES, SIZE = 400, 4000, 64
 LONG = 10_000_000
+STEPS, BATCH = 30, 16
+RECIPE = Path(__file__).parents[1] / "configs" / "tasks.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +74,40 @@ def test_samples(benchmark, capsys, tmp_path, pictures, kind, workers) -> None:
     with capsys.disabled():
         found = benchmark.extra_info["images a minute"]
         print(f"\n{kind}, {workers} workers: {found} images a minute")
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_waiting_for_data(benchmark, capsys, tmp_path, pictures, kind, workers) -> None:
+    where = pictures
+    if kind == "shards":
+        where = tmp_path / "shards"
+        prepare(pictures, where, Settings())
+    config = configs.load(
+        RECIPE,
+        [
+            f"run.dir={tmp_path / 'run'}",
+            "run.tensorboard=false",
+            "model.channel_mults=[1,2,2]",
+            f"data.source={kind}",
+            f"data.path={where}",
+            f"data.image_size={SIZE}",
+            f"data.batch_size={BATCH}",
+            f"data.workers={workers}",
+            "data.validation=0",
+            "data.fit=largest",
+            f"train.steps={STEPS}",
+            f"train.log_every={STEPS // 3}",
+        ],
+    )
+    benchmark.pedantic(train, args=(config,), rounds=1)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    share = sum(line["data_wait"] for line in lines[1:]) / len(lines[1:])  # workers have started
+    speed = sum(line["samples_per_second"] for line in lines[1:]) / len(lines[1:])
+    benchmark.extra_info["share of time waited for data"] = round(share, 4)
+    benchmark.extra_info["samples a second"] = round(speed, 1)
+    with capsys.disabled():
+        print(f"\n{kind}, {workers} workers: {share:.1%} of the time waits for data; {speed:.1f}/s")
 
 
 def test_memory_of_a_long_list(benchmark, capsys, tmp_path) -> None:
