@@ -303,13 +303,9 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         """This process's share of every batch from the sample after the last one seen."""
         data = self.config.data
-        order = Batches(
-            self._epoch,
-            data.batch_size // self.world.size,
-            start=self.samples,
-            rank=self.world.rank,
-            world=self.world.size,
-        )
+        rank, world = self.world.rank, self.world.size
+        share = data.batch_size // world
+        order = Batches(self._epoch, share, start=self.samples, rank=rank, world=world)
         pinned = self.world.device.type == "cuda"
         self._loader = Loader(self.dataset, order, workers=data.workers, pin_memory=pinned)
         return iter(self._loader)
