@@ -35,6 +35,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # What nobody would pick instead.
 _NO_ALTERNATIVE = ("copy", "floor", "reference", "accelerated", "ours")
 
+_UNITS = {"ms": 1e3, "MB": 1e-6}
 _tables: dict[str, list[dict[str, Any]]] = {}
 
 
@@ -152,16 +153,21 @@ def row() -> Callable[..., None]:
     """``row(table, shape, count, seconds, megabytes)`` adds a line to a table printed at the end.
 
     ``seconds`` names at least "eager" and "ours", and "copy" where there is a plain copy;
-    ``megabytes`` is what has to be read and written once.
+    ``megabytes`` is what has to be read and written once. With ``unit`` "MB" they are bytes.
     """
 
     def add(
-        table: str, shape: str, count: int, seconds: Timings, megabytes: float | None = None
+        table: str,
+        shape: str,
+        count: int,
+        seconds: Timings,
+        megabytes: float | None = None,
+        unit: str = "ms",
     ) -> None:
         columns: dict[str, Any] = {"shape": shape, "count": count}
         if megabytes is not None:
             columns["MB"] = megabytes
-        columns |= {f"{name} ms": value * 1e3 for name, value in seconds.items()}
+        columns |= {f"{name} {unit}": value * _UNITS[unit] for name, value in seconds.items()}
         _tables.setdefault(table, []).append(_with_ratios(columns))
 
     return add
@@ -222,14 +228,14 @@ def _with_sums(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _sums(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Milliseconds and bytes summed with each row's count; ratios are those of the sums."""
     sums: dict[str, Any] = {"shape": "sum", "count": sum(row["count"] for row in rows)}
-    for key in (key for key in rows[0] if key == "MB" or key.endswith(" ms")):
+    for key in (key for key in rows[0] if key == "MB" or key.endswith((" ms", " MB"))):
         sums[key] = sum(row[key] * row["count"] for row in rows)
     return _with_ratios(sums)
 
 
 def _with_ratios(columns: dict[str, Any]) -> dict[str, Any]:
     """Columns plus eager PyTorch and the best alternative over ours, and our share of the copy."""
-    times = {key[:-3]: value for key, value in columns.items() if key.endswith(" ms")}
+    times = {key[:-3]: value for key, value in columns.items() if key.endswith((" ms", " MB"))}
     ours = times["ours"]
     columns["eager/ours"] = times["eager"] / ours
     others = {name: value for name, value in times.items() if name not in _NO_ALTERNATIVE}

@@ -24,6 +24,7 @@ from palette.convert import convert
 from palette.data.dataset import collate
 from palette.models.initial import initialise
 from palette.pipeline import load
+from palette.training.allocator import keep_freed_memory
 from palette.training.cost import describe_cost, measure, meta_network
 from palette.training.distributed import World, world
 from palette.training.summary import write_summary
@@ -42,6 +43,7 @@ def train(config: Config, resume: str | None = None, *, export: Path | None = No
         ConfigError, CheckpointError, ValueError: what a user can cause, in one line each.
         SystemExit: 143 or 130 after SIGTERM or Ctrl-C, with everything saved.
     """
+    keep_freed_memory()
     with world(timeout=config.train.timeout) as processes:
         dataset, validation = build_datasets(config)
         torch.manual_seed(config.run.seed)

@@ -45,6 +45,7 @@ from palette.training.hangs import naming_the_lost
 from palette.training.interrupts import Interrupts
 from palette.training.levels import LEVELS, LevelLosses
 from palette.training.logging import RunLog
+from palette.training.mixed_precision import MixedPrecision
 from palette.training.optimizer import adam, trained
 from palette.training.pictures import grid
 from palette.training.process import Process
@@ -104,7 +105,10 @@ class Trainer:
         if sharded:
             share_out((self.network, self.ema.network, *self.further.networks()), world)
         self.trained = trained(self.network, config.train)
-        self.model = parallel(self.network, world)
+        # Sharding gathers weights for each use, and compiled code rounds them on the way.
+        copied = torch.float32 if sharded or config.train.compile else self.dtype
+        self.mixed = MixedPrecision(self.network, copied)
+        self.model = parallel(self.mixed.network, world)
         self.schedule = build_schedule(config)
         self.optimizer = adam(self.trained, config.train)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype is torch.float16)
@@ -218,6 +222,7 @@ class Trainer:
         classes = config.model.num_classes
         parts = split(batch, config.train.accumulate, self.world.device)
         losses, levels = [], []
+        self.mixed.refresh()
         for index, part in enumerate(parts):
             last = index == len(parts) - 1
             with contextlib.nullcontext() if last else unsynchronised(self.model):
