@@ -72,7 +72,7 @@ class Evaluator:
         reuse: int = 1,
     ) -> None:
         self._reusing = [Reuse(network, reuse) for _ in told] if reuse > 1 else []
-        networks = self._reusing or [network] * len(told)
+        networks: list[object] = [*self._reusing] or [network] * len(told)
         branch = _Embedded if embeds(network) else _Plain
         self._branches = [
             branch(own, each, len(state)) for own, each in zip(networks, told, strict=True)
