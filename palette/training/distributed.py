@@ -162,6 +162,16 @@ def precision(config: Config, world: World) -> torch.dtype:
     return dtype
 
 
+def copies_in(config: Config, world: World) -> torch.dtype:
+    """The dtype of copies of the weights that last a step; float32: none.
+
+    Sharding gathers weights anew for each use, and compiled code rounds them on the way.
+    """
+    if is_sharded(config, world) or config.train.compile:
+        return torch.float32
+    return precision(config, world)
+
+
 def check_share(config: Config, world: World) -> None:
     """Raise ConfigError unless every process gets the same share of a batch."""
     parts = world.size * config.train.accumulate

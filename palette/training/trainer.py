@@ -33,6 +33,7 @@ from palette.training.boards import open_boards
 from palette.training.distributed import (
     World,
     check_share,
+    copies_in,
     is_sharded,
     parallel,
     precision,
@@ -105,9 +106,7 @@ class Trainer:
         if sharded:
             share_out((self.network, self.ema.network, *self.further.networks()), world)
         self.trained = trained(self.network, config.train)
-        # Sharding gathers weights for each use, and compiled code rounds them on the way.
-        copied = torch.float32 if sharded or config.train.compile else self.dtype
-        self.mixed = MixedPrecision(self.network, copied)
+        self.mixed = MixedPrecision(self.network, copies_in(config, world))
         self.model = parallel(self.mixed.network, world)
         self.schedule = build_schedule(config)
         self.optimizer = adam(self.trained, config.train)
@@ -160,9 +159,8 @@ class Trainer:
                 log.say(note)
             if not self._loop(log, interrupts):
                 number = interrupts.signal or signal.SIGTERM  # or another process received it
-                log.say(
-                    f"stopped by {signal.Signals(number).name}; --resume auto goes on from here"
-                )
+                name = signal.Signals(number).name
+                log.say(f"stopped by {name}; --resume auto goes on from here")
                 raise SystemExit(128 + number)
         assert self.saved is not None or not self.world.is_first
         return self.saved or self.run_dir
@@ -239,8 +237,7 @@ class Trainer:
                         label_drop=config.train.label_drop if classes else 0.0,
                         null_label=classes,
                     )
-                scaled = self.scaler.scale(found.total / len(parts))
-                scaled.backward()  # type: ignore[no-untyped-call]
+                self.scaler.scale(found.total / len(parts)).backward()  # type: ignore[no-untyped-call]
             losses.append(found.per_sample.detach())
             levels.append(found.gamma)
         return torch.cat(losses), torch.cat(levels)
