@@ -208,7 +208,8 @@ class Sampler:
         captures = self._captures(device)
         key = (
             (*arguments.condition.shape, *arguments.shape, device, self.dtype, self.steps, history),
-            (arguments.known is None, arguments.noises is None, self.guidance, id(self.network)),
+            (arguments.known is None, arguments.noises is None, id(self.network)),
+            (self.guidance, self.reuse),
             tuple((name, *each.shape, each.dtype) for one in told for name, each in one.items()),
             self._baked(device) if captures else None,
         )
