@@ -14,8 +14,9 @@ more          by how much that is more than the reference's, and the standard er
               difference over the crops
 kid, fid      distances of the features of all filled crops from those of the true crops. The
               feature network is named below the table; none is downloaded, and with the built-in
-              one the names end in ``_random``. KID is unbiased, so a little below 0 is none; FID is
-              biased by the number of crops and compares with nothing but other rows
+              one the names end in ``_random``. They compare with nothing but other rows: FID grows
+              as crops become fewer, and KID lies lower, even below 0, since each filled crop shares
+              its known pixels with a true one
 apart, from   mean absolute difference in the hole from another row's picture of the same seed,
               levels of 255: of a solver without noise from ``unipc`` with the most evaluations,
               since all of them follow the same curve from the same noise; of step caching from the
@@ -158,8 +159,7 @@ def draw(model: Pipeline, row: Row, grids: Grids, crops: Crops, batch: int) -> T
 
 
 def _noise_of_the_rest(grids: Grids, crops: Crops) -> dict[str, Any]:
-    """Where the published steps below the trained range lead without the network, and what noise
-    the steps after them draw."""
+    """Where steps below the trained range lead without the network, and the noise after them."""
     shape = crops.target.shape[1:]
     walk = Sampler(torch.zeros_like, grids.published, solver="ddpm").table
     state = ops.noise(crops.seeds, 0, shape)
@@ -302,6 +302,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
 
     kid, rows = found["scores"][0], found["rows"]
     plain = [row for row in rows if row["grid"] == "log_snr" and row["reuse"] == 1]
+    counts = sorted({row["evaluations"] for row in plain})
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     for axes, key, name in zip(
         figure.subplots(1, 2),
@@ -318,6 +319,8 @@ def plot(found: dict[str, Any], path: Path) -> None:
             label = f"dpmpp_2m, reuse {interval}"
             axes.plot([r["cost"] for r in points], [r[key] for r in points], "x", label=label)
         axes.set_xscale("log")
+        axes.set_xticks(counts, counts)
+        axes.minorticks_off()
         axes.set(xlabel="cost, whole evaluations", ylabel=name)
         axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
@@ -351,7 +354,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             columns["from"] = other.name
         scored.append(columns)
     independent = Row("unipc", max(options.evaluations))
-    shortened = measures.apart(pictures[rows[1]][0], reference)
     return {
         "machine": machine(),
         "plan": plan,
@@ -361,7 +363,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "below_the_trained_range": {
             "steps": rows[0].evaluations,
             "left_out": grids.dead,
-            **shortened,
+            **measures.apart(pictures[rows[1]][0], reference),
             "another_sample": measures.apart(pictures[independent][0], reference)["apart"],
         },
         "rows": scored,
