@@ -30,6 +30,7 @@ _SINGLE = {
     "grad_norm": ("Gradient norm", True),
     "lr": ("Learning rate", False),
     "samples_per_second": ("Samples per second", False),
+    "data_wait": ("Share of time waiting for data", False),
 }
 _CHARTED = {"step", "loss", "validation_loss", "samples", "seconds", *_SINGLE}
 

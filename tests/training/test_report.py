@@ -39,6 +39,7 @@ def test_the_page_says_everything_about_the_run(run: Path) -> None:
         "Gradient norm",
         "Learning rate",
         "Samples per second",
+        "Share of time waiting for data",
     ]
     assert "most noise" in text
     assert "step 6<" in text
