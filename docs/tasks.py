@@ -1,6 +1,7 @@
 """Draw docs/tasks.png from the runs that configs/tasks.yaml describes, one of each task.
 
-python docs/tasks.py runs    # runs/inpaint, runs/uncrop, ...
+python docs/tasks.py runs    # runs/inpaint, runs/uncrop, ..., runs/paired
+python docs/tasks.py --pairs DIR    # first: edges and photographs, for a run of ``paired``
 """
 
 from __future__ import annotations
@@ -11,16 +12,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 import palette
 from palette.build import build_datasets
 from palette.data.degrade import lower
 from palette.data.images import to_image
+from palette.data.order import Draws
+from palette.data.photos import Photos
 
-TASKS = ("inpaint", "uncrop", "colorize", "restore_jpeg", "upscale", "generate", "mixture")
+TASKS = (
+    "inpaint",
+    "uncrop",
+    "colorize",
+    "restore_jpeg",
+    "upscale",
+    "generate",
+    "mixture",
+    "paired",
+)
 CROPS = 4  # the first held-out ones, not chosen by eye
 SIDE, GAP, LABEL = 64, 2, 92  # pixels
+PAIRS = 900
 SOLVER = "ddpm"
 
 
@@ -54,6 +67,19 @@ def input_and_sample(
     return shown, getattr(model, task)(shown, seed=seed, solver=SOLVER)
 
 
+def make_pairs(folder: Path) -> None:
+    """Crops of the sample photographs in ``folder/photographs``, and their edges in
+    ``folder/edges``."""
+    photos = Photos(image_size=(32, 32), samples=PAIRS)
+    targets, conditions = folder / "photographs", folder / "edges"
+    for each in (targets, conditions):
+        each.mkdir(parents=True, exist_ok=True)
+    for index in range(PAIRS):
+        crop, name = photos.load(index, Draws(index)), f"{photos.name(index)}.png"
+        crop.save(targets / name)
+        crop.convert("L").filter(ImageFilter.FIND_EDGES).save(conditions / name)
+
+
 def main(runs: Path) -> None:
     """Write docs/tasks.png."""
     size = (LABEL + 3 * CROPS * (SIDE + GAP) - GAP, len(TASKS) * (SIDE + GAP) - GAP)
@@ -69,4 +95,7 @@ def main(runs: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if sys.argv[1] == "--pairs":
+        make_pairs(Path(sys.argv[2]))
+    else:
+        main(Path(sys.argv[1]))
