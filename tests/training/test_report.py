@@ -107,7 +107,7 @@ def test_in_a_browser(run: Path, browser_page: Any, width: int, dark: bool) -> N
     boxes = browser_page.evaluate(
         "[...document.querySelectorAll('polyline')].map((one) => one.getBoundingClientRect().width)"
     )
-    assert len(boxes) == 11
+    assert len(boxes) == 12
     assert all(box > width / 6 for box in boxes)
     assert browser_page.evaluate("[...document.images].every((one) => one.naturalWidth > 200)")
     shot = browser_page.screenshot()
