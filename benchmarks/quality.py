@@ -60,7 +60,8 @@ from palette.ops import philox
 from palette.pipeline import Pipeline
 from palette.training.cost import count_flops
 
-SOLVERS = ("ddpm", "ddim", "dpmpp_2m", "unipc")
+SOLVERS = ("ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc")
+NOISY = ("ddpm", "dpmpp_2m_sde")
 EVALUATIONS = (5, 10, 15, 20, 25, 50, 100)
 CACHED = (25, 50)  # evaluations at which step caching is measured, of dpmpp_2m
 NEXT_DRAW = 1 << 32  # between seeds of one crop, as ``palette evaluate`` has it
@@ -262,7 +263,7 @@ def compared_with(row: Row, rows: Sequence[Row]) -> Row | None:
         return rows[0]
     if row.reuse > 1:
         return replace(row, reuse=1)
-    return None if row.solver == "ddpm" or row == most else most
+    return None if row.solver in NOISY or row == most else most
 
 
 def table(found: dict[str, Any]) -> str:

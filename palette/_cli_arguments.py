@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+SOLVERS = ("dpmpp_2m", "dpmpp_2m_sde", "ddim", "ddpm", "unipc")
+
 
 def positive(text: str) -> int:
     """An integer of at least 1."""

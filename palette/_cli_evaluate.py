@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from palette._cli_arguments import positive
+from palette._cli_arguments import SOLVERS, positive
 
 if TYPE_CHECKING:
     from palette.evaluation.plan import Request
@@ -53,7 +53,7 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--seed", type=int, default=0, help="of the first input's first sample")
     group.add_argument("--steps", type=positive, help="network evaluations per sample")
-    group.add_argument("--solver", choices=("dpmpp_2m", "ddim", "ddpm", "unipc"))
+    group.add_argument("--solver", choices=SOLVERS)
     group.add_argument("--device", default="auto")
     group.add_argument(
         "--precision", choices=("auto", "float32", "bfloat16", "float16"), default="auto"

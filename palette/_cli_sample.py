@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from palette._cli_arguments import positive
+from palette._cli_arguments import SOLVERS, positive
 from palette.data.canvas import SIDES
 
 
@@ -18,7 +18,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     sample.add_argument("--output", required=True, metavar="DIR", help="folder for the PNG files")
     sample.add_argument("-n", "--count", type=positive, default=1, help="samples per image")
     sample.add_argument("--steps", type=positive, help="network evaluations per image")
-    sample.add_argument("--solver", choices=("dpmpp_2m", "ddim", "ddpm", "unipc"))
+    sample.add_argument("--solver", choices=SOLVERS)
     sample.add_argument("--seed", type=int, default=0, help="seed of the first image")
     sample.add_argument(
         "--reuse",

@@ -37,7 +37,7 @@ class Options(TypedDict, total=False):
     Keys:
         steps: network evaluations; default ``config.sample.steps``.
         seed: image i of a list is drawn with ``seed + i``, alone or in a batch; default 0.
-        solver: dpmpp_2m, unipc, ddim or ddpm; default ``config.sample.solver``.
+        solver: dpmpp_2m, dpmpp_2m_sde, unipc, ddim or ddpm; default ``config.sample.solver``.
         eta: noise of ddim: 0 none, 1 ancestral; default ``config.sample.eta``.
         label: class to draw, from 0, of a model with classes; default none in particular.
         guidance: weight of the label; default ``config.sample.guidance``.

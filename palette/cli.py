@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from palette import _cli_evaluate, _cli_folder, _cli_prepare, _cli_sample
-from palette._cli_arguments import positive
+from palette._cli_arguments import SOLVERS, positive
 
 if TYPE_CHECKING:
     from palette.config import Config
@@ -166,7 +166,7 @@ def _add_test(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     _add_config_options(test)
     test.add_argument("--steps", type=positive, help="network evaluations per image")
-    test.add_argument("--solver", choices=("dpmpp_2m", "ddim", "ddpm", "unipc"))
+    test.add_argument("--solver", choices=SOLVERS)
     test.add_argument("--weights", default="ema", help="ema, raw, or a further average by name")
     test.add_argument("--device", default="auto")
     test.set_defaults(run=_test)

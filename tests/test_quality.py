@@ -58,7 +58,7 @@ def test_a_table_a_plot_and_rows_that_are_kept(script, model, tmp_path, capsys):
     assert script.main(arguments) == 0
     found = json.loads((out / "quality.json").read_text())
     rows = {row["name"]: row for row in found["rows"]}
-    assert len(rows) == 2 + 4 * 2 + 1
+    assert len(rows) == 2 + 5 * 2 + 1
     assert "random-conv" in found["features"]
     assert (out / "quality.png").stat().st_size > 10_000
     assert (out / "quality.md").read_text() in capsys.readouterr().out

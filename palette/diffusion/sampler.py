@@ -48,7 +48,7 @@ class Sampler:
             returns [N, C, H, W]. Where it offers ``embed(gamma, ...)`` and
             ``body(x, embedding)``, the embeddings of all steps are computed once.
         levels: float64 [S+1], increasing, from ``schedule.spaced`` or ``schedule.published``.
-        solver: "dpmpp_2m", "unipc", "ddim" or "ddpm".
+        solver: "dpmpp_2m", "dpmpp_2m_sde", "unipc", "ddim" or "ddpm".
         prediction: what the network answers: "epsilon", "x0", "v", or "regression", which is one
             evaluation and begins with zeros.
         eta: share of fresh noise, for ``ddim`` only.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,14 @@ import pytest
 import torch
 
 from palette.diffusion.schedule import Schedule, published, spaced
-from palette.diffusion.solvers import PREDICTIONS, SOLVERS, coefficients, ddim, ddpm
+from palette.diffusion.solvers import (
+    PREDICTIONS,
+    SOLVERS,
+    coefficients,
+    ddim,
+    ddpm,
+    dpmpp_2m_sde,
+)
 from palette.ops import reverse_step
 
 Array = npt.NDArray[np.float64]
@@ -116,26 +124,47 @@ def end_of_a_gaussian(
     table: Array, levels: Array, target_mean: float = MEAN, spread: float = SPREAD
 ) -> tuple[float, float]:
     """Mean and variance of the samples of a Gaussian target, carried exactly through the table."""
-    mean, variance = 0.0, 1.0
-    for (_, _, c1, c2, _, sigma), gamma in zip(table, levels[:-1], strict=True):
+    mean, covariance = np.zeros(2), np.diag([1.0, 0.0])  # of the state and the x0 before
+    for (_, _, c1, c2, c3, sigma), gamma in zip(table, levels[:-1], strict=True):
         # x0 is linear in y: E[x0 | y] = offset + slope * y
         slope = gamma**0.5 * spread**2 / (gamma * spread**2 + 1 - gamma)
         offset = target_mean * (1 - slope * gamma**0.5)
-        mean = c1 * (offset + slope * mean) + c2 * mean
-        variance = (c1 * slope + c2) ** 2 * variance + sigma**2
-    return mean, variance
+        step = np.array([[c1 * slope + c2, c3], [slope, 0.0]])
+        mean = step @ mean + np.array([c1, 1.0]) * offset
+        covariance = step @ covariance @ step.T + np.diag([sigma**2, 0.0])
+    return float(mean[0]), float(covariance[0, 0])
 
 
-@pytest.mark.parametrize("eta", [0.3, 1.0])
-def test_random_solvers_reach_the_distribution_at_first_order(eta: float) -> None:
+NOISY = {
+    "ddpm": (ddpm, 1),
+    "ddim, eta 0.3": (partial(ddim, eta=0.3), 1),
+    "dpmpp_2m_sde": (dpmpp_2m_sde, 2),
+}
+
+
+@pytest.mark.parametrize(("solver", "order"), NOISY.values(), ids=NOISY)
+def test_random_solvers_reach_the_distribution_at_their_order(
+    solver: Callable[[Array], Array], order: int
+) -> None:
     errors = []
     for steps in (100, 400):
-        levels = spaced(SCHEDULE, steps)
-        mean, variance = end_of_a_gaussian(ddim(levels, eta=eta), levels)
-        errors.append(abs(variance - SPREAD**2))
-        assert mean == pytest.approx(MEAN, abs=0.003)
+        levels = log_snr_grid(1e-9, 0.99, steps)
+        mean, variance = end_of_a_gaussian(solver(levels), levels)
+        errors.append(abs(variance - (0.99 * SPREAD**2 + 0.01)))
+        assert mean == pytest.approx(0.99**0.5 * MEAN, abs=0.003)
     assert errors[1] < 0.05 * SPREAD**2
-    assert np.log(errors[0] / errors[1]) / np.log(4) == pytest.approx(1, abs=0.2)
+    assert np.log(errors[0] / errors[1]) / np.log(4) == pytest.approx(order, abs=0.2)
+
+
+def test_sde_2m_without_its_extrapolation_is_ddpm() -> None:
+    levels = spaced(SCHEDULE, 25)
+    ours, ancestral = dpmpp_2m_sde(levels), ddpm(levels)
+    of_x0 = ours[:, 2] + ours[:, 4]
+    np.testing.assert_allclose(of_x0, ancestral[:, 2], rtol=1e-12)
+    np.testing.assert_array_equal(ours[:, [0, 1, 3, 5]], ancestral[:, [0, 1, 3, 5]])
+    share = ours[1:-1, 4] / -ancestral[1:-1, 2]
+    np.testing.assert_allclose(share, 0.5, rtol=1e-9)  # steps of one length in log-SNR
+    assert ours[0, 4] == ours[-1, 4] == 0
 
 
 def test_published_ddpm_reaches_the_distribution() -> None:
@@ -178,7 +207,7 @@ def test_ddim_at_eta_1_is_ddpm(levels: Array) -> None:
 def test_predictions_of_consistent_networks_give_the_same_walk(solver: str) -> None:
     rng = np.random.default_rng(0)
     start, levels = rng.standard_normal(16), spaced(SCHEDULE, 20)
-    noise = rng.standard_normal((20, 16)) if solver == "ddpm" else None
+    noise = None if solver in ORDERS else rng.standard_normal((20, 16))
     ends = [
         walk(solver, levels, start, mixture, prediction, noise=noise) for prediction in PREDICTIONS
     ]
@@ -228,7 +257,10 @@ def test_ddpm_on_the_published_grid_is_the_published_table() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("euler", [0.1, 1.0]), "solver is 'euler', expected one of ddpm, ddim, dpmpp_2m, unipc"),
+        (
+            ("euler", [0.1, 1.0]),
+            "solver is 'euler', expected one of ddpm, ddim, dpmpp_2m, dpmpp_2m_sde, unipc",
+        ),
         (("ddpm", [0.1, 1.0], "noise"), "prediction is 'noise', expected one of epsilon, x0, v"),
         (("ddpm", [0.1, 1.0], "epsilon", 0.5), "eta is 0.5, expected 0 with solver 'ddpm'"),
         (("ddim", [0.1, 1.0], "epsilon", 1.5), "eta is 1.5"),
