@@ -77,7 +77,7 @@ Run = Callable[[int], object]
 """Takes so many steps from noise."""
 
 
-def published_network(dtype: torch.dtype) -> UNet:
+def published_network(dtype: torch.dtype = torch.float32) -> UNet:
     """The published network for 256 pixels, with weights that do nothing in particular."""
     torch.manual_seed(0)
     with DEVICE:
@@ -98,7 +98,7 @@ def published_network(dtype: torch.dtype) -> UNet:
     return network.eval().to(dtype)
 
 
-def plain_network(dtype: torch.dtype) -> UNet:
+def plain_network(dtype: torch.dtype = torch.float32) -> UNet:
     """The same of PyTorch's own layers."""
     network = published_network(dtype)
     unfuse(network)

@@ -92,6 +92,11 @@ def number_dropouts(network: nn.Module) -> None:
         layer.layer = number
 
 
+def resamples(conv: nn.Module | None) -> bool:
+    """Whether a convolution enlarges its input itself (``subpixel``)."""
+    return bool(getattr(conv, "resamples", False))
+
+
 class Upsample(nn.Module):
     """Nearest neighbour x2, then a 3x3 convolution where ``convolve``."""
 
@@ -100,7 +105,8 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1) if convolve else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        if not resamples(self.conv):
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         return x if self.conv is None else self.conv(x)
 
 
@@ -174,7 +180,7 @@ class ResBlock(nn.Module):
         h = norm(x)
         if self.resample is not None:
             x = self.resample(x)
-            if not getattr(conv, "resamples", False):  # as ``packed.SubpixelConv`` does
+            if not resamples(conv):
                 h = self.resample(h)
         h = conv(h)
         film = embedding[:, self.columns]  # [N, 2C] or [N, C]

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from palette.models.layers import PointwiseConv, ResBlock, Upsample
+from palette.models.layers import PointwiseConv
+from palette.models.subpixel import enlarging_convs, interleave, subpixel_weight
 
 
 class PackedConv(nn.Module):
@@ -63,45 +64,19 @@ class PackedConv(nn.Module):
 
 
 class SubpixelConv(nn.Module):
-    """A 3x3 convolution of the nearest neighbour x2, computed from the small picture.
-
-    Each of the four pixels that a pixel becomes sees two by two neighbours of it, with sums of the
-    3x3 weights: 16 products in place of 36 (Shi et al. 2016, arXiv:1609.07009). One convolution
-    gives all four, one behind the other in the channels and on a grid one larger than the picture.
-    """
+    """A 3x3 convolution of the nearest neighbour x2, computed from the small picture."""
 
     resamples = True
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        wide = weight.to(torch.float32)
-        ends = [wide[:, :, 0], wide[:, :, 2]]  # rows of the kernel at the edge of the pair
-        middle = wide[:, :, 1]
-        # The upper pixel of a pair sees row 0 of the kernel in the pixel above and the others in
-        # its own; the lower one sees rows 0 and 1 in its own.
-        pairs = [(ends[0], middle + ends[1]), (ends[0] + middle, ends[1])]
-        kernels = []
-        for rows in pairs:
-            high = torch.stack(rows, dim=2)  # [O, I, 2, 3]
-            left, centre, right = high.unbind(3)
-            kernels += [
-                torch.stack((left, centre + right), dim=3),
-                torch.stack((left + centre, right), dim=3),
-            ]
-        four = torch.cat(kernels).to(weight.dtype)
-        self.conv = PackedConv(four, None if bias is None else bias.repeat(4), (1, 1), (1, 1))
+        four = None if bias is None else bias.repeat(4)
+        self.conv = PackedConv(subpixel_weight(weight), four, (1, 1), (1, 1))
 
     def forward(self, input: Tensor) -> Tensor:
         """Input [N, I, H, W] -> [N, O, 2H, 2W]."""
-        height, width = input.shape[2:]
-        four: Tensor = self.conv(input)  # [N, 4 O, H+1, W+1]
-        n, channels = four.shape[0], four.shape[1] // 4
-        y: Tensor = four.new_empty((n, 2 * height, 2 * width, channels)).permute(0, 3, 1, 2)
-        for k, part in enumerate(four.chunk(4, dim=1)):
-            row, column = divmod(k, 2)
-            inner = part[:, :, row : row + height, column : column + width]
-            y[:, :, row::2, column::2].copy_(inner)
-        return y
+        four: Tensor = self.conv(input)
+        return interleave(four)
 
 
 def pack(network: nn.Module) -> nn.Module:
@@ -114,18 +89,12 @@ def pack(network: nn.Module) -> nn.Module:
     if not available() or any(each.device.type != "cpu" for each in tensors):
         return network
     packed = copy.deepcopy(network, {id(each): each for each in tensors})
-    for block in list(packed.modules()):
-        if (
-            isinstance(block, ResBlock)
-            and isinstance(block.resample, Upsample)
-            and _packable(block.in_layers[-1])
-        ):
-            block.in_layers[-1] = _subpixel(block.in_layers[-1])
+    for parent, name, conv in enlarging_convs(packed):
+        if _packable(conv):
+            setattr(parent, name, _subpixel(conv))
     for parent in list(packed.modules()):
         for name, layer in parent.named_children():
-            if isinstance(layer, Upsample) and layer.conv is not None and _packable(layer.conv):
-                setattr(parent, name, _subpixel(layer.conv))
-            elif _packable(layer):
+            if _packable(layer):
                 setattr(parent, name, _packed(layer))
     return packed
 

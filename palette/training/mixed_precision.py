@@ -3,7 +3,8 @@
 Weights are float32 and trained as such; convolutions and linear layers compute on copies of them in
 bfloat16 or float16, whose gradients reach the weights in float32 (Micikevicius et al. 2018,
 arXiv:1710.03740). Autocast does the rest, and has no weight left to round. All roundings are those
-that autocast would make.
+that autocast would make, but for convolutions behind an enlargement: on a CPU those compute from
+the small picture, on sums of weights, which are rounded once too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from palette.models.layers import PointwiseConv
+from palette.models.subpixel import (
+    enlarging_convs,
+    interleave,
+    interleave_gradient,
+    subpixel_weight,
+    subpixel_weight_gradient,
+)
 
 _FEW = 512
 """Positions of a batch (N * H * W) up to which oneDNN, which splits the sum over them between
@@ -39,10 +47,15 @@ class MixedPrecision:
         self.network = network
         self._weights: list[Tensor] = []
         self._copies: list[Tensor] = []
+        self._enlarging: list[_Enlarging] = []
         if dtype is torch.float32:
             return
         shared = [*network.parameters(), *network.buffers()]
         self.network = copy.deepcopy(network, {id(each): each for each in shared})
+        for parent, name, conv in enlarging_convs(self.network):
+            if conv.weight.device.type == "cpu":  # on a GPU nobody has measured it
+                self._enlarging.append(_Enlarging(conv, dtype))
+                setattr(parent, name, self._enlarging[-1])
         for parent in list(self.network.modules()):
             for name, layer in parent.named_children():
                 if type(layer) in (nn.Conv2d, PointwiseConv, nn.Linear):
@@ -57,6 +70,8 @@ class MixedPrecision:
         """Round the weights to their copies: once before the forward passes of a step."""
         if self._copies:
             torch._foreach_copy_(self._copies, self._weights)
+        for layer in self._enlarging:
+            layer.refresh()
 
 
 class _Lowered(nn.Module):
@@ -86,6 +101,60 @@ class _Lowered(nn.Module):
             return F.linear(x, weight, bias)
         kernel = weight if weight.dim() == 4 else weight.unsqueeze(-1)
         return _convolve(x, kernel, bias, *self._geometry)
+
+
+class _Enlarging(nn.Module):
+    """A convolution right behind an enlargement, on a copy of its weight for the small picture."""
+
+    resamples = True
+
+    def __init__(self, layer: nn.Conv2d, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+        self._weight = subpixel_weight(layer.weight.detach()).to(dtype)
+        self._bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+
+    def refresh(self) -> None:
+        """Sum up and round the weight, and round the bias, to their copies."""
+        subpixel_weight(self.weight, out=self._weight)
+        if self.bias is not None and self._bias is not None:
+            self._bias.copy_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[N, I, H, W] -> [N, O, 2H, 2W] in the dtype of the copies."""
+        x = input.to(self._weight.dtype)
+        weight: Tensor = _Summed.apply(self.weight, self._weight)  # type: ignore[no-untyped-call]
+        bias = None
+        if self.bias is not None and self._bias is not None:
+            bias = _copied(self.bias, self._bias).repeat(4)
+        four = _convolve(x, weight, bias, (1, 1), (1, 1))
+        y: Tensor = _Interleaved.apply(four)  # type: ignore[no-untyped-call]
+        return y
+
+
+class _Summed(torch.autograd.Function):
+    """The copy of an enlarging convolution's weight, as a function of the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, low: Tensor) -> Tensor:
+        ctx.dtype = weight.dtype
+        return low.view_as(low)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return subpixel_weight_gradient(grad).to(ctx.dtype), None
+
+
+class _Interleaved(torch.autograd.Function):
+    """``interleave`` with a gradient that is one pass as well."""
+
+    @staticmethod
+    def forward(ctx: Any, four: Tensor) -> Tensor:
+        return interleave(four)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return interleave_gradient(grad)
 
 
 def _geometry(layer: nn.Module) -> tuple[tuple[int, int], tuple[int, int]] | None:

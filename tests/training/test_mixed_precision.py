@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from palette.models.layers import PointwiseConv
+from palette.models.subpixel import subpixel_weight
 from palette.models.unet import UNet
 from palette.training import mixed_precision
 from palette.training.mixed_precision import MixedPrecision
@@ -59,7 +61,9 @@ def _train(network: nn.Module, weights: list[nn.Parameter], mixed: MixedPrecisio
 def test_training_is_that_of_autocast_in_every_bit(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, bool]
 ) -> None:
-    monkeypatch.setattr(mixed_precision, "_FEW", 0)  # PyTorch's own convolutions everywhere
+    # PyTorch's own convolutions everywhere
+    monkeypatch.setattr(mixed_precision, "_FEW", 0)
+    monkeypatch.setattr(mixed_precision, "enlarging_convs", lambda network: ())
     plain, network = _network(**options), _network(**options)
     mixed = MixedPrecision(network, torch.bfloat16)
     wanted = _train(plain, list(plain.parameters()), None)
@@ -97,11 +101,34 @@ def test_copies_are_weights_rounded_once() -> None:
         for layer in network.modules()
         if isinstance(layer, (nn.Conv2d, PointwiseConv, nn.Linear))
     ]
-    assert len(mixed._copies) == 2 * len(layers)
+    assert len(mixed._copies) == 2 * (len(layers) - len(mixed._enlarging))
     for copied, weight in zip(mixed._copies, mixed._weights, strict=True):
         assert torch.equal(copied, weight.to(torch.bfloat16))
         assert copied.stride() == weight.stride()
     assert not all(torch.equal(a, b) for a, b in zip(stale, mixed._copies, strict=True))
+    (enlarging,) = mixed._enlarging
+    assert torch.equal(enlarging._weight, subpixel_weight(enlarging.weight).to(torch.bfloat16))
+    assert torch.equal(enlarging._bias, enlarging.bias.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("updown", [True, False])
+def test_enlarging_from_the_small_picture_rounds_no_worse_than_autocast(updown: bool) -> None:
+    """Loss and gradients against float32: as near as those of autocast, which rounds as often."""
+    network = _network(resblock_updown=updown)
+    mixed = MixedPrecision(network, torch.bfloat16)
+    assert len(mixed._enlarging) == 1
+    mixed.refresh()
+    weights = list(network.parameters())
+    exact = torch.autograd.grad(_loss(network), weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = torch.autograd.grad(_loss(network), weights)
+        ours = torch.autograd.grad(_loss(mixed.network), weights)
+
+    def error(found: Sequence[Tensor]) -> float:
+        return float(sum((a - b).square().sum() for a, b in zip(found, exact, strict=True))) ** 0.5
+
+    assert error(theirs) > 0
+    assert error(ours) < 1.1 * error(theirs)
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
