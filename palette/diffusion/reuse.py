@@ -42,3 +42,9 @@ class Reuse:
             output = self._network.shallow(x, embedding, self._deep)
         self._calls += 1
         return output
+
+
+def reusable(network: object) -> bool:
+    """Whether ``network``, and the one that it wraps as ``tiled.Tiled`` does, has deep features."""
+    inner = getattr(network, "network", None)
+    return hasattr(network, "shallow") and (inner is None or reusable(inner))

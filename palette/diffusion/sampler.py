@@ -22,6 +22,7 @@ from palette import ops
 from palette.diffusion.buffers import Arguments, Buffers
 from palette.diffusion.evaluator import Evaluator, Told, embeds, tell
 from palette.diffusion.graph import Graphs, Repeated
+from palette.diffusion.reuse import reusable
 from palette.diffusion.schedule import Array
 from palette.diffusion.solvers import REGRESSION, coefficients
 from palette.diffusion.steps import Steps
@@ -94,7 +95,7 @@ class Sampler:
         self.guidance = guidance
         if reuse < 1:
             raise ValueError(f"reuse is {reuse}, expected at least 1")
-        if reuse > 1 and not (embeds(network) and hasattr(network, "shallow")):
+        if reuse > 1 and not (embeds(network) and reusable(network)):
             kind = type(network).__name__
             raise ValueError(f"reuse is {reuse}, expected 1: {kind} has no deep features to reuse")
         self.reuse = reuse

@@ -132,6 +132,9 @@ def test_networks_that_cannot_are_refused() -> None:
     sr3 = SR3UNet(in_channels=6, out_channels=3, attention_resolutions=(), **sizes)
     with pytest.raises(ValueError, match="reuse is 3, expected 1: SR3UNet has no deep features"):
         Sampler(sr3, LEVELS, reuse=3)
+    with pytest.raises(ValueError, match="reuse is 2, expected 1: Tiled has no deep features"):
+        Sampler(Tiled(sr3, (8, 8)), LEVELS, reuse=2)
+    Sampler(Tiled(make_unet(), (8, 8)), LEVELS, reuse=2)
     with pytest.raises(ValueError, match="reuse is 2, expected 1: function has no"):
         Sampler(lambda x, gamma: x, LEVELS, reuse=2)
     with pytest.raises(ValueError, match="reuse is 2, expected 1: OptimizedModule has no"):
