@@ -47,16 +47,41 @@ def group_norm_silu(
         TypeError: an argument is no tensor or has a dtype that the op does not take.
         ValueError: a shape or a device does not fit, or ``groups`` does not divide C.
     """
-    _check(x, weight, bias, groups, eps, scale, shift, silu)
+    arguments = (x, weight, bias, groups, eps, scale, shift, silu)
+    if type(groups) is int and type(eps) is float and type(silu) is bool:
+        try:
+            if _in_cpp(x, weight, bias, scale, shift):
+                return _call(*arguments)
+        except Exception:  # it knows what does not fit, and not how to say it
+            _check(*arguments)
+            raise
+    _check(*arguments)
     backend = _backends.choose("group_norm_silu", x.device.type)
     # kernels for GPUs know no float64
     if backend == "reference" or (backend in ("cuda", "triton") and x.dtype == torch.float64):
-        return reference(x, weight, bias, groups, eps, scale, shift, silu)
+        return reference(*arguments)
     if backend == "triton":
-        op = torch.ops.palette.group_norm_silu_triton
-    else:
-        op = torch.ops.palette.group_norm_silu
-    y: Tensor = op(x, weight, bias, groups, eps, scale, shift, silu)[0]
+        y: Tensor = torch.ops.palette.group_norm_silu_triton(*arguments)[0]
+        return y
+    return _call(*arguments)
+
+
+def _in_cpp(x: Tensor, *parameters: Tensor | None) -> bool:
+    """Whether the compiled CPU op comes next, which checks its arguments itself.
+
+    In a graph that is being traced it is never called with what it would refuse.
+    """
+    return (
+        type(x) is Tensor
+        and x.is_cpu
+        and all(each is None or each.is_cpu for each in parameters)
+        and not torch.compiler.is_compiling()
+        and _backends.choose("group_norm_silu", "cpu") == "cpp"
+    )
+
+
+def _call(*arguments: Any) -> Tensor:
+    y: Tensor = _OP(*arguments)[0]
     return y
 
 
@@ -323,4 +348,5 @@ register(
     _fake_backward,
     gradient=refuse,
 )
+_OP = torch.ops.palette.group_norm_silu
 _backends.declare("group_norm_silu", BACKENDS)

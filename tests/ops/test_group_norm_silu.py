@@ -345,8 +345,43 @@ WRONG = [
 ]
 
 
+PLAIN = {"x": torch.zeros(2, 8, 4, 4), "weight": None, "bias": None, "groups": 4}
+
+
 @pytest.mark.parametrize(("change", "error", "message"), WRONG, ids=[each[2] for each in WRONG])
-def test_errors_name_the_argument(change, error, message) -> None:
-    arguments = {"x": torch.zeros(2, 8, 4, 4), "weight": None, "bias": None, "groups": 4}
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_errors_name_the_argument(backend, change, error, message) -> None:
+    with ops.use(backend), pytest.raises(error, match="group_norm_silu: " + message):
+        ops.group_norm_silu(**{**PLAIN, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"groups": 4.0}, TypeError, "groups is 4.0, wanted an integer"),
+        ({"groups": torch.tensor(4)}, TypeError, "groups is tensor.4., wanted an integer"),
+        ({"eps": torch.tensor(0.1)}, TypeError, "eps is tensor.0.1000., wanted a number"),
+        ({"eps": float("nan")}, ValueError, "eps is nan, wanted a finite number"),
+        ({"silu": 1}, TypeError, "silu is 1, wanted True or False"),
+        ({"weight": [1.0] * 8}, TypeError, "weight is list, wanted a tensor"),
+        ({"x": torch.zeros(2, 8).to_sparse()}, TypeError, "x is a sparse_coo tensor"),
+        ({"weight": torch.ones(8).to_sparse()}, TypeError, "weight is a sparse_coo tensor"),
+        ({"scale": torch.ones(2, 8), "shift": torch.ones(2, 8).double()}, TypeError, "shift is"),
+    ],
+    ids=str,
+)
+def test_what_the_dispatcher_would_accept_or_say_otherwise(change, error, message) -> None:
     with pytest.raises(error, match="group_norm_silu: " + message):
-        ops.group_norm_silu(**{**arguments, **change})
+        ops.group_norm_silu(**{**PLAIN, **change})
+
+
+REFUSED = [each[0] for each in WRONG if not isinstance(each[0].get("x"), list)]
+
+
+@pytest.mark.parametrize("change", [c for c in REFUSED if "meta" not in str(c)], ids=str)
+def test_the_compiled_op_refuses_by_itself(change) -> None:
+    """Nothing is read beyond the end of a tensor, whoever calls it."""
+    every = {"eps": 1e-5, "scale": None, "shift": None, "silu": True, **PLAIN, **change}
+    order = ("x", "weight", "bias", "groups", "eps", "scale", "shift", "silu")
+    with pytest.raises((RuntimeError, IndexError)):
+        torch.ops.palette.group_norm_silu(*(every[name] for name in order))
