@@ -17,8 +17,8 @@ at hand:
 
 The second has the megabytes that a forward pass keeps for its backward pass, every storage once,
 the float32 parameters left out. The third those by which a process of its own grows at most from
-before its first step, with gradients, moments and, of "ours", copies of the weights, which are not
-there before; on a GPU the peak of the allocator instead, with everything. The last line is the
+before its first step, with gradients, moments and, of "ours", the copies of the weights that it
+made before; on a GPU the peak of the allocator instead, with everything. The last line is the
 share of time that a run of "ours" waits for data, no worker processes helping.
 """
 

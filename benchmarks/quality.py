@@ -129,8 +129,10 @@ def held_out(model: Pipeline, count: int, draws: int) -> Crops:
         raise ValueError(f"--crops {count} --draws {draws}: wants at least 2 crops and 1 draw")
     if config.task.name != "inpaint" or config.model.num_classes is not None:
         raise ValueError(f"{model.name}: wants a run of task.name=inpaint without classes")
-    _, dataset = build_datasets(replace(config, data=replace(config.data, validation=count)))
-    assert dataset is not None
+    _, dataset = build_datasets(config)
+    held = 0 if dataset is None else len(dataset)
+    if dataset is None or count > held:
+        raise ValueError(f"--crops {count}: wants at most the {held} that the run held out")
     batch = collate(dataset.__getitems__([(0, index) for index in range(count)]))
     seeds = torch.arange(count).repeat(draws)
     seeds += NEXT_DRAW * torch.arange(draws).repeat_interleave(count)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, TypedDict
 
 import torch
@@ -14,6 +14,7 @@ from palette.build import (
     CHANNELS,
     build_levels,
     build_schedule,
+    default_eta,
     image_size,
     resolve_device,
     resolve_precision,
@@ -27,6 +28,7 @@ from palette.models.tiled import Tiled
 from palette.ops import noise, philox
 
 _AT_ONCE = 16  # images a batch is cut into
+_SAMPLERS = 4  # kept, each with buffers and on a GPU with graphs
 
 Preview = Callable[[int, Tensor], Any]
 
@@ -111,7 +113,9 @@ class Engine:
         channels_last(self.network)
         self.config, self.name, self.digest = config, name, digest
         self.schedule = build_schedule(config)
-        self._samplers: dict[tuple[Any, ...], Sampler] = {}
+        self._samplers: OrderedDict[tuple[Any, ...], Sampler] = OrderedDict()
+        self._packed: nn.Module | None = None
+        self._packed_of: tuple[tuple[int, int], ...] = ()
 
     def record(self, seed: int, **options: Any) -> dict[str, Any]:
         """What a written picture should say of its origin, to be drawn again."""
@@ -125,6 +129,9 @@ class Engine:
             "solver": request.solver,
             **({} if request.label is None else label),
             **({} if request.reuse == 1 else {"reuse": request.reuse}),
+            **({"eta": request.eta} if request.eta else {}),
+            **({"native": True} if request.native else {}),
+            **({"tiled": True} if request.tiled else {}),
         }
 
     def sampler(
@@ -201,10 +208,20 @@ class Engine:
         step = torch.zeros((), dtype=torch.int64, device=self.device)
         return noise(seeds, step, shape, stream=philox.CONDITION)
 
-    @cached_property
-    def _packed(self) -> nn.Module:
-        """The network as it was when it was first sampled from, made ready for this device."""
-        return pack(self.network)
+    def _weights(self) -> tuple[tuple[int, int], ...]:
+        """Where parameters and buffers lie, and how often each was written to."""
+        tensors = (*self.network.parameters(), *self.network.buffers())
+        return tuple(
+            (each.data_ptr(), 0 if each.is_inference() else each._version) for each in tensors
+        )
+
+    def _ready(self) -> nn.Module:
+        """The network made ready for this device, anew where its weights have changed."""
+        weights = self._weights()
+        if self._packed is None or weights != self._packed_of:
+            self._samplers.clear()
+            self._packed, self._packed_of = pack(self.network), weights
+        return self._packed
 
     def _sampler(self, request: Request) -> Sampler:
         key = (
@@ -215,10 +232,12 @@ class Engine:
             request.reuse,
             request.tiled,
         )
+        network = self._ready()
         if key not in self._samplers:
-            tile = image_size(self.config)
+            while len(self._samplers) >= _SAMPLERS:
+                self._samplers.popitem(last=False)
             self._samplers[key] = Sampler(
-                Tiled(self._packed, tile) if request.tiled else self._packed,
+                Tiled(network, image_size(self.config)) if request.tiled else network,
                 build_levels(self.config, request.steps),
                 solver=request.solver,
                 prediction=self.config.model.prediction,
@@ -227,6 +246,7 @@ class Engine:
                 reuse=request.reuse,
                 dtype=self.dtype,
             )
+        self._samplers.move_to_end(key)
         self._samplers[key].graph = self.graph
         return self._samplers[key]
 
@@ -259,11 +279,12 @@ class Engine:
         usual = (
             "dpmpp_2m" if sample.grid == "published" and steps != sample.steps else sample.solver
         )
+        chosen = solver or usual
         return Request(
             steps=steps,
-            solver=solver or usual,
+            solver=chosen,
             seed=seed,
-            eta=sample.eta if eta is None else eta,
+            eta=default_eta(self.config, chosen) if eta is None else eta,
             label=label,
             guidance=1.0 if label is None else sample.guidance if guidance is None else guidance,
             reuse=reuse,

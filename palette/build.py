@@ -68,6 +68,11 @@ def build_schedule(config: Config) -> Schedule:
     )
 
 
+def default_eta(config: Config, solver: str) -> float:
+    """``sample.eta`` for the solver that has one, 0 for every other that may be asked for."""
+    return config.sample.eta if solver == "ddim" else 0.0
+
+
 def build_task(config: Config) -> Task:
     """The task that ``config.task`` describes. Raises ValueError where its mask cannot be read."""
     chosen = config.task

@@ -90,7 +90,7 @@ def sample_files(
     for path, name in _numbered(task, inputs, count):
         output.mkdir(parents=True, exist_ok=True)
         result = draw(path, {**options, "seed": seed, "progress": True})
-        record = first.record(seed, **options)
+        record = {**first.record(seed, **options), **_upscaling(wishes)}
         for stage, chosen in zip(stages, told, strict=True):
             result = stage.upscale(
                 result,
@@ -135,6 +135,12 @@ def generate_files(
             path = output / f"{prefix}_{index:06d}.png"
             write_png(path, picture, model.record(seed + index, **options))
             yield path
+
+
+def _upscaling(wishes: Wishes) -> dict[str, Any]:
+    """What a picture's record has to say of it."""
+    said = {"factor": wishes.factor, "augmentation": wishes.augmentation}
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _told(stage: Pipeline, options: dict[str, Any]) -> dict[str, Any]:

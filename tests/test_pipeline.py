@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -188,3 +190,47 @@ def test_a_network_without_deep_features_says_so(photo, hole):
             model.inpaint(photo, hole, **options)
     with pytest.raises(configs.ConfigError, match=r"sample.reuse must be 1 with model.kind=sr3"):
         configs.from_yaml(f"{sections}\nsample: {{reuse: 3}}")
+
+
+def test_weights_that_change_are_followed(model):
+    known, mask = torch.zeros(1, 3, 16, 16), torch.ones(1, 1, 16, 16)
+    own = Pipeline(copy.deepcopy(model.network), model.config, device="cpu", precision="float32")
+    before = own.complete(known, mask, torch.tensor([1]))
+    assert torch.equal(before, model.complete(known, mask, torch.tensor([1])))
+    with torch.no_grad():
+        for parameter in own.network.parameters():
+            parameter.mul_(0.9)
+    fresh = Pipeline(copy.deepcopy(own.network), model.config, device="cpu", precision="float32")
+    after = own.complete(known, mask, torch.tensor([1]))
+    assert not torch.equal(after, before)
+    assert torch.equal(after, fresh.complete(known, mask, torch.tensor([1])))
+
+
+def test_samplers_of_a_sweep_are_not_all_kept(model):
+    kept = model.sampler(2, "ddim", 0.0)
+    assert model.sampler(2, "ddim", 0.0) is kept
+    for number in range(20):
+        model.sampler(2, "ddim", number / 20)
+    assert len(model._samplers) <= 4
+
+
+def test_the_configs_eta_is_that_of_ddim(model):
+    config = copy.deepcopy(model.config)
+    config.sample.solver, config.sample.eta = "ddim", 0.5
+    own = Pipeline(copy.deepcopy(model.network), config, device="cpu", precision="float32")
+    assert own.record(1)["eta"] == 0.5
+    assert "eta" not in own.record(1, solver="unipc")
+    own.sampler(solver="unipc")
+    with pytest.raises(ValueError, match=r"eta is 0\.3"):
+        own.sampler(solver="unipc", eta=0.3)
+
+
+def test_a_record_says_what_changes_the_picture(model):
+    assert model.record(1, native=True)["native"] is True
+    assert model.record(1, tiled=True)["tiled"] is True
+    assert model.record(1).keys() == {"model", "weights", "seed", "steps", "solver"}
+
+
+def test_float16_on_a_cpu(model, photo, hole):
+    own = Pipeline(copy.deepcopy(model.network), model.config, device="cpu", precision="float16")
+    assert own.inpaint(photo, hole).shape == photo.shape

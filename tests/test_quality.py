@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "quality.py"
 TINY = """
 model: {channels: 32, channel_mults: [1, 1], res_blocks: 1, attention_resolutions: [4]}
 task: {mask: center}
-data: {image_size: 8}
+data: {image_size: 8, validation: 4}
 train: {precision: float32}
 """
 # Of 260 steps of the published kind the first fall below the range of a training of 2000.
@@ -95,3 +95,9 @@ def test_mistakes_are_one_line(script, model, tmp_path, capsys):
         said = capsys.readouterr().err
         assert said.startswith("quality: ")
         assert said.count("\n") == 1
+
+
+def test_more_crops_than_were_held_out_are_refused(script, model, tmp_path, capsys):
+    arguments = [str(model), "--output", str(tmp_path), "--crops", "5"]
+    assert script.main(arguments) == 2
+    assert "--crops 5: wants at most the 4 that the run held out" in capsys.readouterr().err

@@ -66,6 +66,10 @@ struct Sizes {
   int64_t width;  // dims, padded to whole vectors
 };
 
+inline bool fit(const Tensor& qkv, int64_t heads) {
+  return heads >= 1 && qkv.dim() >= 3 && qkv.size(1) % (3 * heads) == 0;
+}
+
 // The sizes of attention on qkv [N, 3C, ...].
 struct Shape {
   int64_t batch, heads, tokens, dims;

@@ -197,6 +197,26 @@ std::vector<Sample> samples_of(int64_t batch, const Tensor& table, const Tensor&
   return samples;
 }
 
+bool like(const std::optional<Tensor>& tensor, const Tensor& state) {
+  return !tensor.has_value() || same_shape(*tensor, state);
+}
+
+bool broadcasts(const std::optional<Tensor>& mask, const Tensor& state) {
+  if (!mask.has_value()) return true;
+  bool fits = mask->dim() <= 4;
+  for (int64_t d = 1; fits && d <= mask->dim(); ++d) {
+    const int64_t size = mask->size(mask->dim() - d);
+    fits = size == 1 || size == state.size(4 - d);
+  }
+  return fits;
+}
+
+// Whether there is an integer for every sample, or one for all.
+bool counts(const Tensor& numbers, const Tensor& state, bool scalar) {
+  if (numbers.scalar_type() != ScalarType::Long) return false;
+  return numbers.dim() == 0 ? scalar : numbers.dim() == 1 && numbers.size(0) == state.size(0);
+}
+
 }  // namespace
 
 void reverse_step(const Tensor& state, const Tensor& output, const Tensor& table,
@@ -206,6 +226,11 @@ void reverse_step(const Tensor& state, const Tensor& output, const Tensor& table
                   const std::optional<Tensor>& slot) {
   STD_TORCH_CHECK(state.scalar_type() == ScalarType::Float,
                   "reverse_step: state has another dtype, wanted float32");
+  STD_TORCH_CHECK(state.dim() == 4 && table.dim() == 2 && table.size(1) == 6 &&
+                      same_shape(output, state) && like(noise, state) && like(history, state) &&
+                      like(known, state) && like(slot, state) && broadcasts(mask, state) &&
+                      counts(step, state, true) && (!seeds || counts(*seeds, state, false)),
+                  "reverse_step: arguments that do not fit each other");
   const int64_t batch = state.size(0), channels = state.size(1);
   const int64_t pixels = state.size(2) * state.size(3);
   const std::vector<Sample> samples = samples_of(batch, table, step, seeds);

@@ -33,6 +33,12 @@ inline int64_t pixels_of(const Tensor& x) {
   return pixels;
 }
 
+inline bool same_shape(const Tensor& a, const Tensor& b) {
+  bool same = a.dim() == b.dim();
+  for (int64_t d = 0; same && d < a.dim(); ++d) same = a.size(d) == b.size(d);
+  return same;
+}
+
 // The rule of palette/ops/_layout.py: whether the channels of x lie next to each other in memory.
 inline bool channels_last(const Tensor& x) {
   return x.dim() >= 3 && x.size(1) > 1 && x.stride(1) == 1 && pixels_of(x) > 1;

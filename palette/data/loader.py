@@ -44,7 +44,7 @@ class Loader:
             collate_fn=collate,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # else a number of the global generator would be used up
-            worker_init_fn=_leave_interrupts_to_parent if workers else None,
+            worker_init_fn=_leave_signals_to_parent if workers else None,
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -91,6 +91,8 @@ class Loader:
             )
 
 
-def _leave_interrupts_to_parent(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the parent alone should answer it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_parent(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal, and torchrun and systemd send SIGTERM to whole
+    groups; the parent alone should answer, and still needs its next batch to end a step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -128,6 +128,9 @@ def _write(plan: Plan, layout: Layout, batch: Batch, samples: Tensor, group: ran
                 "seed": plan.seed_of(number, copy),
                 "steps": plan.steps,
                 "solver": plan.solver,
+                **({"eta": plan.eta} if plan.eta else {}),
+                **({"reuse": plan.reuse} if plan.reuse > 1 else {}),
+                **({"guidance": plan.guidance} if plan.guidance != 1.0 else {}),
             }
             _put(layout, layout.sample(number, copy), samples[place * copies + copy], record)
 

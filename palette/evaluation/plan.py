@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from palette.build import image_size
+from palette.build import default_eta, image_size
 from palette.config import Config
 from palette.data.dataset import TaskDataset
 from palette.evaluation.layout import EVALUATION, INPUTS, MASKS, TRUTH
@@ -174,7 +174,7 @@ def make_plan(
         weights=request.weights,
         solver=record["solver"],
         steps=record["steps"],
-        eta=config.sample.eta,
+        eta=default_eta(config, record["solver"]),
         guidance=config.sample.guidance,
         reuse=config.sample.reuse,
         grid=config.sample.grid if record["steps"] == config.sample.steps else "log_snr",

@@ -103,16 +103,16 @@ def _packable(layer: nn.Module) -> bool:
     """Convolutions of exactly the kinds that the networks have, without hooks."""
     if layer._forward_hooks or layer._forward_pre_hooks:
         return False
-    if type(layer) is PointwiseConv:
-        return True
-    return (
-        type(layer) is nn.Conv2d
-        and layer.groups == 1
-        and layer.dilation == (1, 1)
-        and layer.padding_mode == "zeros"
-        and not isinstance(layer.padding, str)
-        and layer.weight.dtype in (torch.float32, torch.bfloat16)
-    )
+    if type(layer) is nn.Conv2d:
+        plain = (
+            layer.groups == 1
+            and layer.dilation == (1, 1)
+            and layer.padding_mode == "zeros"
+            and not isinstance(layer.padding, str)
+        )
+    else:
+        plain = type(layer) is PointwiseConv
+    return plain and cast(Tensor, layer.weight).dtype in (torch.float32, torch.bfloat16)
 
 
 def _packed(layer: nn.Module) -> PackedConv:

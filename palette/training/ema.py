@@ -104,8 +104,12 @@ class Further:
                 average.update()
 
     def states(self) -> dict[str, dict[str, Tensor]]:
-        """The averages that have begun, by name."""
-        return {name: a.network.state_dict() for name, a in self._averages.items() if a.updates}
+        """The averages by name; "swa" once it has begun, before that it is nobody's weights."""
+        return {
+            name: average.network.state_dict()
+            for name, average in self._averages.items()
+            if average.updates or not isinstance(average, Mean)
+        }
 
     def updates(self) -> dict[str, int]:
         """How many updates each had."""

@@ -58,7 +58,7 @@ class MixedPrecision:
                 setattr(parent, name, self._enlarging[-1])
         for parent in list(self.network.modules()):
             for name, layer in parent.named_children():
-                if type(layer) in (nn.Conv2d, PointwiseConv, nn.Linear):
+                if _is_lowered(layer):
                     lowered = _Lowered(layer, dtype)
                     setattr(parent, name, lowered)
                     for weight, low in lowered.pairs():
@@ -72,6 +72,13 @@ class MixedPrecision:
             torch._foreach_copy_(self._copies, self._weights)
         for layer in self._enlarging:
             layer.refresh()
+
+
+def _is_lowered(layer: nn.Module) -> bool:
+    """Autocast has the rest: dilated convolutions."""
+    if type(layer) is nn.Conv2d:
+        return layer.dilation == (1, 1)
+    return type(layer) in (PointwiseConv, nn.Linear)
 
 
 class _Lowered(nn.Module):

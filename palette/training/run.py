@@ -79,17 +79,13 @@ def describe(config: Config, network: torch.nn.Module) -> str:
 def _summarise(config: Config, processes: World) -> None:
     directory = Path(config.run.dir)
     model = load(directory, device=processes.device)
-    _, dataset = build_datasets(
-        replace(
-            config,
-            task=replace(config.task, name="inpaint", mask="center"),
-            data=replace(config.data, validation=config.summary.crops),
-        )
-    )
+    task = replace(config.task, name="inpaint", mask="center")
+    _, dataset = build_datasets(replace(config, task=task))
     if dataset is None:
         return
-    entries = dataset.__getitems__([(0, index) for index in range(config.summary.crops)])
-    print(f"\nSampling {config.summary.crops} crops, {config.summary.samples} times each …\n")
+    crops = min(config.summary.crops, len(dataset))
+    entries = dataset.__getitems__([(0, index) for index in range(crops)])
+    print(f"\nSampling {crops} crops, {config.summary.samples} times each …\n")
     print(write_summary(directory, model, collate(entries), config.summary.samples))
     where = shlex.quote(config.run.dir)
     print(f"Pictures and tables: {where}. Now your own, from the command line and from Python:\n")

@@ -89,7 +89,9 @@ def load_optimizer(
     state: Mapping[str, Any],
     parameters: Mapping[str, nn.Parameter],
 ) -> None:
-    """``optimizer.load_state_dict(state)`` of whole tensors, whether or not it is sharded.
+    """Moments and step numbers of ``state``, in whole tensors, whether or not it is sharded.
+
+    Learning rate, decays and the like stay those that the optimizer was made with.
 
     Args:
         optimizer: over ``parameters``, in their order.
@@ -101,7 +103,8 @@ def load_optimizer(
         number: {name: _moment(value, own[number]) for name, value in slot.items()}
         for number, slot in state["state"].items()
     }
-    optimizer.load_state_dict({**state, "state": slots})
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": slots, "param_groups": groups})
 
 
 def _moment(value: Any, parameter: nn.Parameter) -> Any:

@@ -169,6 +169,8 @@ class Trainer:
         """Train to the end; False when a signal ended it earlier. Either way it is saved."""
         train = self.config.train
         batches = self._batches()
+        if self.step > 0:
+            self._save(log)  # what another run left off with is a checkpoint of this one from now
         going = self._validate(log, interrupts)  # where a signal had cut it short
         while going and self.step < train.steps:
             going = self._train_step(next(batches), log, interrupts)
@@ -315,7 +317,7 @@ class Trainer:
     def _begin(self, resume: str | None) -> list[str]:
         """Take up the run where there is one to take up; returns what there is to say about it."""
         found = find(self.config, resume, self.world)
-        resumed, where = found is not None, f"training in {self.run_dir}"
+        where = f"training in {self.run_dir}"
         notes = [f"skipped {reason}" for reason in found.skipped] if found else []
         if found is None:
             fresh = self._state()
@@ -324,8 +326,6 @@ class Trainer:
         if found is not None:
             self._restore(found)
             where += f", {'begun' if self.step == 0 else 'continued'} from {found.path}"
-        if not resumed:
-            self._saved_step = -1  # what it began with is not a checkpoint of this run
         return [*notes, where]
 
     def _save(self, log: RunLog) -> None:
@@ -382,7 +382,8 @@ class Trainer:
             updates = found.trainer.get("further_updates", {})
             self.further.load(found.averages, updates, found.model)
             load_optimizer(self.optimizer, found.trainer["optimizer"], self.trained)
-            self.scaler.load_state_dict(found.trainer["scaler"])
+            if found.trainer["scaler"]:  # empty where it was not trained in float16
+                self.scaler.load_state_dict(found.trainer["scaler"])
             for name in ("step", "samples", "bad_steps", "validated"):
                 setattr(self, name, int(found.trainer[name]))
             self.window = [float(loss) for loss in found.trainer["window"]]
@@ -396,4 +397,6 @@ class Trainer:
             raise CheckpointError(f"{found.path}: does not fit this model: {reason}") from None
         if len(states) == self.world.size:  # nothing of ours draws from it; a user's task may
             torch.set_rng_state(states[self.world.rank])
-        self.saved, self._saved_step = found.path, self.step
+        self.saved = found.path
+        if found.path.resolve().is_relative_to(self.run_dir.resolve()):
+            self._saved_step = self.step

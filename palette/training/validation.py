@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -35,10 +36,14 @@ class Scores(NamedTuple):
     """This process's share of ``input``, ``sample`` (by the averaged weights), ``raw`` (by those
     trained) and ``truth``, each [N, C, H, W], as far as the task has them."""
 
-    def metrics(self) -> dict[str, float]:
-        """The numbers, by their names in ``metrics.jsonl``."""
+    def metrics(self) -> dict[str, float | None]:
+        """The numbers, by their names in ``metrics.jsonl``; None for one that is not finite."""
         known = {"validation_loss": self.loss, "validation_mae": self.mae}
-        return {name: value for name, value in known.items() if value is not None}
+        return {
+            name: value if math.isfinite(value) else None
+            for name, value in known.items()
+            if value is not None
+        }
 
     def shown(self) -> str:
         """The numbers for a person."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
+import signal
 import struct
 from collections.abc import Callable
 from itertools import islice
@@ -190,3 +193,15 @@ def test_every_bad_file_is_counted_and_the_ranks_agree(strange: TaskDataset) -> 
     for alone, first, second in zip(*batches, strict=True):
         assert alone["name"] == first["name"] + second["name"]
         assert torch.equal(alone["target"], torch.cat((first["target"], second["target"])))
+
+
+def test_workers_leave_signals_to_the_parent() -> None:
+    """torchrun sends SIGTERM to whole groups: the parent still needs a batch to end its step."""
+    loader = iter(Loader(_photos(), Batches(30, 4), workers=2))
+    next(loader)
+    workers = multiprocessing.active_children()
+    assert len(workers) >= 2
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGTERM)
+    for _ in range(8):
+        next(loader)

@@ -126,3 +126,9 @@ def test_without_the_operators_the_network_stays(monkeypatch) -> None:
         assert pack(network) is network
     finally:
         packed.available.cache_clear()
+
+
+def test_float16_stays_plain() -> None:
+    """oneDNN packs it on few processors, and PyTorch computes it on all."""
+    fast = pack(unet().half())
+    assert not any(isinstance(each, PackedConv) for each in fast.modules())

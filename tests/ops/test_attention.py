@@ -252,3 +252,15 @@ def test_errors_name_the_argument(change, error, message) -> None:
     arguments = {"qkv": torch.zeros(1, 12, 4), "heads": 2, "order": "new", **change}
     with pytest.raises(error, match="attention: .*" + message):
         ops.attention(**arguments)
+
+
+@pytest.mark.parametrize("heads", [0, -1, 5])
+def test_the_compiled_op_refuses_by_itself(heads: int) -> None:
+    """Nothing is read beyond the end of a tensor, whoever calls it."""
+    qkv = torch.zeros(1, 24, 4, 4)
+    with pytest.raises(RuntimeError, match="heads that do not fit"):
+        torch.ops.palette.attention(qkv, heads, "legacy")
+    out, lse = torch.ops.palette.attention(qkv, 2, "legacy")
+    for grad, scale in ((out, lse[:, :1]), (out[:, :, :2], lse), (out.double(), lse)):
+        with pytest.raises(RuntimeError, match="do not fit"):
+            torch.ops.palette.attention_backward(grad, qkv, out, scale, 2, "legacy")

@@ -385,3 +385,25 @@ def test_the_compiled_op_refuses_by_itself(change) -> None:
     order = ("x", "weight", "bias", "groups", "eps", "scale", "shift", "silu")
     with pytest.raises((RuntimeError, IndexError)):
         torch.ops.palette.group_norm_silu(*(every[name] for name in order))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"grad": torch.zeros(2, 8, 1, 1)},
+        {"grad": torch.zeros(2, 8, 4, 4).bfloat16()},
+        {"mean": torch.zeros(1, 1)},
+        {"rstd": torch.zeros(2)},
+        {"groups": 0},
+        {"weight": torch.ones(4)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_so_does_its_gradient(change) -> None:
+    x = torch.zeros(2, 8, 4, 4)
+    statistics = {"mean": torch.zeros(2, 4), "rstd": torch.ones(2, 4)}
+    parameters = {"weight": torch.ones(8), "bias": None, "groups": 4, "scale": None, "shift": None}
+    every = {"grad": x, "x": x, **statistics, **parameters, "silu": True}
+    torch.ops.palette.group_norm_silu_backward(*every.values())
+    with pytest.raises(RuntimeError, match="do not fit"):
+        torch.ops.palette.group_norm_silu_backward(*{**every, **change}.values())

@@ -246,3 +246,28 @@ def test_errors_name_the_argument(change, error, message) -> None:
     }
     with pytest.raises(error, match="reverse_step: .*" + message):
         ops.reverse_step(**arguments)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"output": torch.zeros(2, 3, 4, 2)},
+        {"table": torch.zeros(1, 5)},
+        {"step": torch.zeros(1, dtype=torch.int64)},
+        {"seeds": torch.zeros(1, dtype=torch.int64)},
+        {"seeds": torch.zeros(2)},
+        {"history": torch.zeros(1, 3, 4, 4)},
+        {"mask": torch.zeros(2, 1, 4, 3)},
+        {"slot": torch.zeros(2, 2, 4, 4)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_the_compiled_op_refuses_by_itself(change) -> None:
+    """Nothing is read or written beyond the end of a tensor, whoever calls it."""
+    state = torch.zeros(2, 3, 4, 4)
+    every = {"state": state, "output": state.clone(), "table": torch.zeros(1, 6)}
+    every |= {"step": torch.tensor(0), "seeds": None, "noise": None, "history": None}
+    every |= {"known": state.clone(), "mask": torch.ones(2, 1, 4, 4), "slot": None}
+    torch.ops.palette.reverse_step(*every.values())
+    with pytest.raises(RuntimeError, match="do not fit"):
+        torch.ops.palette.reverse_step(*{**every, **change}.values())

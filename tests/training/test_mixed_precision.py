@@ -190,3 +190,20 @@ def test_a_part_of_the_weights_and_scaled_float16() -> None:
             assert weight.grad.dtype == torch.float32
             error = (weight.grad / 2.0**10 - wanted[name].grad).norm()
             assert error < 0.02 * wanted[name].grad.norm() + 1e-3 * largest, name
+
+
+def test_dilated_convolutions_are_left_to_autocast() -> None:
+    options = {"image_size": 16, "in_channels": 6, "out_channels": 3, "channels": 32}
+    options |= {"channel_mults": (1, 2), "res_blocks": 1, "attention_resolutions": (8,)}
+    torch.manual_seed(0)
+    network = UNet(**options, attention="dilated", zero_init=False)
+    assert any(conv.dilation != (1, 1) for conv in _convolutions(network))
+    mixed = MixedPrecision(network, torch.bfloat16)
+    assert all(conv.dilation != (1, 1) for conv in _convolutions(mixed.network))
+    with torch.autocast("cpu", torch.bfloat16):
+        _loss(mixed.network).backward()
+    assert all(weight.grad is not None for weight in network.parameters())
+
+
+def _convolutions(network: nn.Module) -> list[nn.Conv2d]:
+    return [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]

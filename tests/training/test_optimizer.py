@@ -61,3 +61,17 @@ def test_no_gradient_is_copied() -> None:
     moment = optimizer.state[weights["a"]]["exp_avg"]
     assert moment.shape == weights["a"].shape
     assert moment.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_resumed_run_has_the_options_asked_for() -> None:
+    weights = _weights()
+    optimizer = adam(weights, Train(weight_decay=0.0, betas=[0.9, 0.999]))
+    _gradients(weights, 1)
+    optimizer.step()
+    again = adam(weights, Train(weight_decay=0.1, betas=[0.8, 0.99]))
+    load_optimizer(again, optimizer.state_dict(), weights)
+    (group,) = again.param_groups
+    assert group["weight_decay"] == 0.1
+    assert group["betas"] == (0.8, 0.99)
+    for number, moments in optimizer.state_dict()["state"].items():
+        assert torch.equal(again.state_dict()["state"][number]["exp_avg"], moments["exp_avg"])

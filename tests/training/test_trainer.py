@@ -21,6 +21,7 @@ from palette import checkpoint as checkpoints
 from palette.checkpoint import CheckpointError
 from palette.config import ConfigError
 from palette.training.trainer import MAX_BAD_STEPS, RunExists, TrainingFailed
+from palette.training.validation import Scores
 
 SCRIPT = Path(__file__).with_name("tiny_run.py")
 ROOT = Path(__file__).parents[2]
@@ -352,3 +353,30 @@ def test_compiled_it_is_the_same_run(
 def test_compiled_and_sharded_is_refused(tmp_path: Path, tiny: ModuleType) -> None:
     with pytest.raises(ConfigError, match=r"train\.compile goes with train\.parallel=ddp"):
         tiny.build(tmp_path, ("train.compile=true", "train.parallel=fsdp"))
+
+
+def test_a_run_begun_from_another_has_a_checkpoint_at_once(
+    tmp_path: Path, tiny: ModuleType
+) -> None:
+    """So that it can be killed at any moment, and ends well where there is nothing left to do."""
+    last = tiny.build(tmp_path / "a", ("train.steps=3",)).fit()
+    found = tiny.build(tmp_path / "b", ("train.steps=3",)).fit(str(last))
+    assert found == tmp_path / "b" / "checkpoints" / "step_00000003"
+    assert contents(tmp_path / "b") == contents(tmp_path / "a")
+
+
+def test_a_checkpoint_without_a_scaler_is_continued_with_one(
+    tmp_path: Path, tiny: ModuleType
+) -> None:
+    tiny.build(tmp_path, ("train.steps=3",)).fit()
+    trainer = tiny.build(tmp_path, ("train.steps=4",))
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    trainer.fit("auto")
+    assert contents(tmp_path)["trainer"]
+    assert checkpoints.latest(tmp_path).trainer["scaler"]["scale"] == 2.0
+
+
+def test_a_validation_that_is_not_finite_is_written_as_none() -> None:
+    found = Scores(float("nan"), float("inf"), {}).metrics()
+    assert found == {"validation_loss": None, "validation_mae": None}
+    assert Scores(1.0, None, {}).metrics() == {"validation_loss": 1.0}
