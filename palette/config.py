@@ -151,7 +151,7 @@ class Data:
 @dataclasses.dataclass
 class Sample:
     solver: Literal["dpmpp_2m", "dpmpp_2m_sde", "ddim", "ddpm", "unipc"] = option(
-        "dpmpp_2m", "reverse process"
+        "dpmpp_2m_sde", "reverse process"
     )
     steps: int = option(25, "network evaluations per image", unit="steps", low=1, high=10**6)
     eta: float = option(0.0, "noise of ddim: 0 none, 1 ancestral", low=0, high=1)

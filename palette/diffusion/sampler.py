@@ -78,7 +78,7 @@ class Sampler:
         network: Callable[..., Tensor],
         levels: Array,
         *,
-        solver: str = "dpmpp_2m",
+        solver: str = "dpmpp_2m_sde",
         prediction: str = "epsilon",
         eta: float = 0.0,
         guidance: float = 1.0,
