@@ -277,7 +277,9 @@ class Engine:
         steps = sample.steps if steps is None else steps
         # Few steps of a network published with a thousand ancestral ones want another solver.
         usual = (
-            "dpmpp_2m_sde" if sample.grid == "published" and steps != sample.steps else sample.solver
+            "dpmpp_2m_sde"
+            if sample.grid == "published" and steps != sample.steps
+            else sample.solver
         )
         chosen = solver or usual
         return Request(
