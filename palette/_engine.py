@@ -276,11 +276,8 @@ class Engine:
             raise ValueError(f"reuse: found {reuse}; a model of kind sr3 has to have 1")
         steps = sample.steps if steps is None else steps
         # Few steps of a network published with a thousand ancestral ones want another solver.
-        usual = (
-            "dpmpp_2m_sde"
-            if sample.grid == "published" and steps != sample.steps
-            else sample.solver
-        )
+        few = sample.grid == "published" and steps != sample.steps
+        usual = "dpmpp_2m_sde" if few else sample.solver
         chosen = solver or usual
         return Request(
             steps=steps,
