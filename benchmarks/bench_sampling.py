@@ -379,7 +379,7 @@ def test_one_image(benchmark, interleaved, line, monkeypatch) -> None:
         "one image, 256x256 (published: extrapolated from seconds a step)",
         {
             "shape": "256x256, batch 1",
-            f"ours, {EVALUATIONS} evaluations of dpmpp_2m, s": found["ours"],
+            f"ours, {EVALUATIONS} evaluations, s": found["ours"],
             f"published, {PUBLISHED} steps in eager float32, s": seconds,
             "published/ours": seconds / found["ours"],
         },

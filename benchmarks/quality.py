@@ -5,7 +5,8 @@
 Every solver at several numbers of evaluations, and step caching (``sample.reuse``) beside them,
 fill the holes of the same held-out crops from the same seeds. The reference is ancestral sampling
 on the published grid. Each row is kept as soon as it is drawn: killed and called again, the script
-goes on. It writes ``quality.json``, ``quality.md`` and ``quality.png``. The columns:
+goes on. It writes ``quality.json``, ``quality.md``, the curves as ``quality.png`` and some of the
+filled crops as ``quality_samples.png``. The columns:
 
 evaluations   network evaluations a picture
 cost          the same in whole evaluations, by FLOPs: those that reuse deep features count less
@@ -43,12 +44,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from palette import ops, pipeline
 from palette._durable import write_text
 from palette.build import build_datasets
 from palette.data.dataset import collate
+from palette.data.images import to_image
 from palette.diffusion.sampler import Sampler
 from palette.diffusion.schedule import Array, Schedule, published, spaced
 from palette.info import machine
@@ -80,6 +83,9 @@ class Row:
     def name(self) -> str:
         grid = "" if self.grid == "log_snr" else f"-{self.grid}"
         return f"{self.solver}-{self.evaluations}{grid}" + f"-reuse{self.reuse}" * (self.reuse > 1)
+
+
+SHOWN = tuple(Row(solver, 25) for solver in ("dpmpp_2m_sde", "dpmpp_2m", "ddpm"))
 
 
 class Crops(NamedTuple):
@@ -330,6 +336,16 @@ def plot(found: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
+def strip(pictures: dict[Row, tuple[Tensor, float]], crops: Crops, path: Path) -> None:
+    """Some crops side by side: the truth, the reference, and below it each way of ``SHOWN``."""
+    rows = [next(iter(pictures)), *(row for row in SHOWN if row in pictures)]
+    step = max(len(crops.seeds) // 12, 1)
+    columns = slice(0, 12 * step, step)
+    lines = [crops.target[columns], *(pictures[row][0][columns] for row in rows)]
+    sheet = torch.cat([torch.cat([*line], dim=2) for line in lines], dim=1)
+    to_image(F.interpolate(sheet[None], scale_factor=2.0, mode="nearest")[0]).save(path)
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Everything that is written, as plain data."""
     model = pipeline.load(options.run, precision=options.precision)
@@ -347,6 +363,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     mark = hashlib.sha256(json.dumps(plan).encode()).hexdigest()[:12]
     pictures = drawn(options.output / f"rows-{mark}", rows, model, grids, crops, options.batch)
     reference = pictures[rows[0]][0]
+    strip(pictures, crops, options.output / "quality_samples.png")
     measures = Measures(crops, options.crops, reference, share)
     scored = []
     for row in rows:

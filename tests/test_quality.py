@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from PIL import Image
 
 from palette import checkpoint
 from palette import config as configs
@@ -61,6 +62,8 @@ def test_a_table_a_plot_and_rows_that_are_kept(script, model, tmp_path, capsys):
     assert len(rows) == 2 + 5 * 2 + 1
     assert "random-conv" in found["features"]
     assert (out / "quality.png").stat().st_size > 10_000
+    with Image.open(out / "quality_samples.png") as samples:
+        assert samples.size == (2 * 8 * 4, 2 * 8 * 5)  # 4 crops; truth, reference, three solvers
     assert (out / "quality.md").read_text() in capsys.readouterr().out
 
     below = found["below_the_trained_range"]
