@@ -21,6 +21,8 @@ from palette.models.unet import UNet
 
 # from gamma = 0.08 on, where an untrained network's rounding is not yet amplified a hundredfold
 LEVELS = spaced(Schedule.from_name("linear", 100, 1e-4, 0.05), 7)
+# Steps so short that the rounding of a network that learned nothing is not magnified.
+CALM = spaced(Schedule.from_name("linear", 100, 1e-4, 0.02), 7)
 
 
 def make_unet(**options: Any) -> UNet:
@@ -100,7 +102,7 @@ def test_the_walk_by_hand_where_each_branch_has_features_of_its_own(guidance: fl
 def test_one_seed_one_image_and_nothing_left_behind(
     wrap: Callable[[nn.Module], nn.Module], solver: str
 ) -> None:
-    sampler = Sampler(wrap(make_unet()), LEVELS, solver=solver, reuse=4)  # 7 steps end in between
+    sampler = Sampler(wrap(make_unet()), CALM, solver=solver, reuse=4)  # 7 steps end in between
     condition = make_condition(3, side=12)
     together = sampler.sample(condition, seeds=[4, 5, 6])
     split = sampler.sample(condition, seeds=[4, 5, 6], batch_size=2)
