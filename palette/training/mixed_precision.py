@@ -2,8 +2,8 @@
 
 Weights are float32 and trained as such; convolutions and linear layers compute on copies of them in
 bfloat16 or float16, whose gradients reach the weights in float32 (Micikevicius et al. 2018,
-arXiv:1710.03740). Autocast does the rest, and has no weight left to round. All roundings are those
-that autocast would make, but for convolutions behind an enlargement: on a CPU those compute from
+arXiv:1710.03740). Autocast does the rest, and has few weights left to round. All roundings are
+those of autocast, but for convolutions behind an enlargement: on a CPU those compute from
 the small picture, on sums of weights, which are rounded once too.
 """
 
@@ -118,7 +118,7 @@ class _Enlarging(nn.Module):
     def __init__(self, layer: nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
-        self._weight = subpixel_weight(layer.weight.detach()).to(dtype)
+        self._weight = subpixel_weight(layer.weight).to(dtype)
         self._bias = None if layer.bias is None else layer.bias.detach().to(dtype)
 
     def refresh(self) -> None:
@@ -137,19 +137,6 @@ class _Enlarging(nn.Module):
         four = _convolve(x, weight, bias, (1, 1), (1, 1))
         y: Tensor = _Interleaved.apply(four)  # type: ignore[no-untyped-call]
         return y
-
-
-class _Summed(torch.autograd.Function):
-    """The copy of an enlarging convolution's weight, as a function of the weight."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, low: Tensor) -> Tensor:
-        ctx.dtype = weight.dtype
-        return low.view_as(low)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return subpixel_weight_gradient(grad).to(ctx.dtype), None
 
 
 class _Interleaved(torch.autograd.Function):
@@ -190,6 +177,14 @@ class _Copied(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad.to(ctx.dtype), None
+
+
+class _Summed(_Copied):
+    """The copy of an enlarging convolution's weight, in sums for the small picture."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return subpixel_weight_gradient(grad).to(ctx.dtype), None
 
 
 def _convolve(
