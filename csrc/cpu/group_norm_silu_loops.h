@@ -142,9 +142,93 @@ PALETTE_INLINE Moments fold(const double* mean, const double* m2, int64_t column
   return {center, total(parts)};
 }
 
+#ifdef PALETTE_BF16
+constexpr int kPairLanes = 2 * PALETTE_LANES;  // values in a vector of pairs
+
+// Squares without a shift lose as many bits as the mean's square is times the variance. From here
+// on a piece is summed once more, with one.
+constexpr double kFarMean = 16.0;
+
+// Adds each pair of adjacent channels over some rows to `sum`, and its squares to `square`.
+template <int kVectors, int kRows>
+PALETTE_INLINE void add_pairs(Rows<const BFloat16> x, int64_t rows, float* sum, float* square) {
+  const __m512bh ones = reinterpret_cast<__m512bh>(uint16_t{0x3f80} - Halves2{});
+  Floats sums[kRows][kVectors] = {}, squares[kRows][kVectors] = {};
+  for (int64_t row = 0; row < rows; row += kRows) {
+    for (int r = 0; r < kRows; ++r) {
+      const BFloat16* from = x.data + (row + r) * x.stride;
+      for (int v = 0; v < kVectors; ++v) {
+        const __m512bh values =
+            reinterpret_cast<__m512bh>(_mm512_loadu_si512(from + v * kPairLanes));
+        sums[r][v] = _mm512_dpbf16_ps(sums[r][v], values, ones);
+        squares[r][v] = _mm512_dpbf16_ps(squares[r][v], values, values);
+      }
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) {
+    Floats all = load(sum + v * PALETTE_LANES), all_squares = load(square + v * PALETTE_LANES);
+    for (int r = 0; r < kRows; ++r) all += sums[r][v], all_squares += squares[r][v];
+    store(sum + v * PALETTE_LANES, all);
+    store(square + v * PALETTE_LANES, all_squares);
+  }
+}
+
+// The same for all columns, whole vectors of pairs.
+PALETTE_INLINE void sum_pairs(Rows<const BFloat16> x, int64_t rows, int64_t width, float* sum,
+                              float* square) {
+  std::fill_n(sum, width / 2, 0.0f);
+  std::fill_n(square, width / 2, 0.0f);
+  const int64_t tile = tile_rows(width * static_cast<int64_t>(sizeof(BFloat16)));
+  for (int64_t row = 0; row < rows; row += tile) {
+    const int64_t some = std::min(tile, rows - row), even = some / 2 * 2;
+    const Rows<const BFloat16> from = {x.data + row * x.stride, x.stride};
+    int64_t c = 0;
+    for (; c + 8 * kPairLanes <= width; c += 8 * kPairLanes) {
+      add_pairs<8, 1>({from.data + c, x.stride}, some, sum + c / 2, square + c / 2);
+    }
+    for (; c + 2 * kPairLanes <= width; c += 2 * kPairLanes) {
+      add_pairs<2, 2>({from.data + c, x.stride}, even, sum + c / 2, square + c / 2);
+      add_pairs<2, 1>({from.data + c + even * x.stride, x.stride}, some - even, sum + c / 2,
+                      square + c / 2);
+    }
+    if (c < width) add_pairs<1, 1>({from.data + c, x.stride}, some, sum + c / 2, square + c / 2);
+  }
+}
+
+// The moments by products of bfloat16, which need no conversion; false where they are not exact
+// enough.
+PALETTE_INLINE bool moments_of_pairs(Rows<const BFloat16> x, int64_t rows, int64_t width,
+                                     int64_t groups, double* scratch, Moments* out, int64_t pitch) {
+  const int64_t pairs = width / 2, of_group = pairs / groups;
+  double *mean = scratch, *m2 = scratch + pairs;
+  float* sum = reinterpret_cast<float*>(scratch + width);
+  float* square = sum + pairs;
+  sum_pairs(x, rows, width, sum, square);
+  const double inverse = 0.5 / static_cast<double>(rows);
+  for (int64_t c = 0; c < pairs; ++c) {
+    mean[c] = sum[c] * inverse;
+    m2[c] = square[c] - sum[c] * mean[c];
+  }
+  bool exact = true;
+  const double size = static_cast<double>(2 * rows * of_group);
+  for (int64_t g = 0; g < groups; ++g) {
+    const Moments all = fold(mean + g * of_group, m2 + g * of_group, of_group, 2 * rows);
+    exact &= all.mean * all.mean * size <= kFarMean * all.m2;  // false for NaN
+    out[g * pitch] = all;
+  }
+  return exact;
+}
+#endif
+
 template <class T>
 PALETTE_LEAF void moments(Rows<const T> x, int64_t rows, int64_t width, int64_t groups,
                           double* scratch, Moments* out, int64_t pitch) {
+#ifdef PALETTE_BF16
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    const bool pairs = width % kPairLanes == 0 && width / groups % 2 == 0;
+    if (pairs && moments_of_pairs(x, rows, width, groups, scratch, out, pitch)) return;
+  }
+#endif
   double *mean = scratch, *m2 = scratch + width;
   Wide<T>* shift = reinterpret_cast<Wide<T>*>(scratch + 2 * width);
   Wide<T>*sum = shift + width, *square = shift + 2 * width;

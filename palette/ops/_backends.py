@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from palette import _extension
@@ -112,6 +113,20 @@ def choose(op: str, device_type: str) -> str:
     if forced is not None and forced in _available[op] and _serves(forced, device_type):
         return forced
     return _defaults[op].get(device_type, "reference")
+
+
+def in_cpp(op: str, tensor: Tensor, *others: Tensor | None) -> bool:
+    """Whether the compiled CPU op comes next, which checks its arguments itself.
+
+    In a graph that is being traced it is never called with what it would refuse.
+    """
+    return (
+        type(tensor) is Tensor
+        and tensor.is_cpu
+        and all(each is None or each.is_cpu for each in others)
+        and not torch.compiler.is_compiling()
+        and choose(op, "cpu") == "cpp"
+    )
 
 
 @contextmanager

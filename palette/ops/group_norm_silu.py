@@ -50,9 +50,9 @@ def group_norm_silu(
     arguments = (x, weight, bias, groups, eps, scale, shift, silu)
     if type(groups) is int and type(eps) is float and type(silu) is bool:
         try:
-            if _in_cpp(x, weight, bias, scale, shift):
+            if _backends.in_cpp("group_norm_silu", x, weight, bias, scale, shift):
                 return _call(*arguments)
-        except Exception:  # it knows what does not fit, and not how to say it
+        except Exception:  # it knows that something does not fit, and not how to say it
             _check(*arguments)
             raise
     _check(*arguments)
@@ -64,20 +64,6 @@ def group_norm_silu(
         y: Tensor = torch.ops.palette.group_norm_silu_triton(*arguments)[0]
         return y
     return _call(*arguments)
-
-
-def _in_cpp(x: Tensor, *parameters: Tensor | None) -> bool:
-    """Whether the compiled CPU op comes next, which checks its arguments itself.
-
-    In a graph that is being traced it is never called with what it would refuse.
-    """
-    return (
-        type(x) is Tensor
-        and x.is_cpu
-        and all(each is None or each.is_cpu for each in parameters)
-        and not torch.compiler.is_compiling()
-        and _backends.choose("group_norm_silu", "cpu") == "cpp"
-    )
 
 
 def _call(*arguments: Any) -> Tensor:

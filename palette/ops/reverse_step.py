@@ -54,15 +54,21 @@ def reverse_step(
         ValueError: a shape or a device does not fit, arguments exclude each other, or a gradient is
             wanted (the op has none).
     """
-    _check(state, output, table, step, seeds, noise, history, known, mask, slot)
     arguments = (state, output, table, step, seeds, noise, history, known, mask, slot)
+    try:
+        if _backends.in_cpp("reverse_step", *arguments) and not _wants_gradient(*arguments):
+            return _OP(*arguments)
+    except Exception:  # it knows that something does not fit, and not how to say it
+        _check(*arguments)
+        raise
+    _check(*arguments)
     backend = _backends.choose("reverse_step", state.device.type)
     if backend == "reference" or state.dtype == torch.float64:  # kernels know float32 only
         reference(*arguments)
     elif backend == "triton":
         torch.ops.palette.reverse_step_triton(*arguments)
     else:
-        torch.ops.palette.reverse_step(*arguments)
+        _OP(*arguments)
 
 
 def reference(
@@ -140,12 +146,14 @@ def _check(
         if noise is not None:
             raise ValueError(f"{op}: noise and seeds are both given, wanted one of them")
     _check_mask(op, known, mask, shape, wide, device)
-    if torch.is_grad_enabled():
-        for value in (state, output, noise, history, known, mask, slot):
-            if value is not None and value.requires_grad:
-                raise ValueError(
-                    f"{op}: an argument requires a gradient, wanted a call under no_grad()"
-                )
+    if _wants_gradient(state, output, noise, history, known, mask, slot):
+        raise ValueError(f"{op}: an argument requires a gradient, wanted a call under no_grad()")
+
+
+def _wants_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(
+        each is not None and each.requires_grad for each in tensors
+    )
 
 
 def _check_table(
@@ -224,4 +232,5 @@ register(
     reference,
     _fake,
 )
+_OP = torch.ops.palette.reverse_step
 _backends.declare("reverse_step", BACKENDS)

@@ -259,8 +259,23 @@ def test_errors_name_the_argument(change, error, message) -> None:
         {"history": torch.zeros(1, 3, 4, 4)},
         {"mask": torch.zeros(2, 1, 4, 3)},
         {"slot": torch.zeros(2, 2, 4, 4)},
+        {"state": torch.zeros(2, 3, 4, 4).double()},
+        {"state": torch.zeros(2, 3, 1, 4).expand(2, 3, 4, 4)},
+        {"output": torch.zeros(2, 3, 4, 4).long()},
+        {"table": torch.zeros(1, 6).double()},
+        {"noise": torch.zeros(2, 3, 4, 4).half()},
+        {"noise": torch.zeros(2, 3, 4, 4), "seeds": torch.zeros(2, dtype=torch.int64)},
+        {"history": torch.zeros(2, 3, 4, 4).double()},
+        {"history": torch.zeros(2, 1, 4, 4).expand(2, 3, 4, 4)},
+        {"mask": torch.ones(2, 1, 4, 4).double()},
+        {"known": None},
+        {"mask": None},
+        {"slot": torch.zeros(2, 3, 4, 4, dtype=torch.int32)},
+        {"slot": torch.zeros(2, 3, 4, 1).expand(2, 3, 4, 4)},
     ],
-    ids=lambda change: next(iter(change)),
+    ids=lambda change: " and ".join(
+        f"{name} {getattr(value, 'dtype', value)}" for name, value in change.items()
+    ),
 )
 def test_the_compiled_op_refuses_by_itself(change) -> None:
     """Nothing is read or written beyond the end of a tensor, whoever calls it."""
