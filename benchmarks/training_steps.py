@@ -87,7 +87,7 @@ class Ours:
         """Bytes of the weights' copies, which are there before the first step."""
         mixed = self.trainer.mixed
         enlarging = [(layer._weight, layer._bias) for layer in mixed._enlarging]
-        return sum(each.nbytes for each in (*mixed._copies, *sum(enlarging, ())))
+        return sum(each.nbytes for each in (*mixed.copies().values(), *sum(enlarging, ())))
 
 
 class Eager:

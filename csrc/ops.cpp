@@ -25,6 +25,7 @@ STABLE_TORCH_LIBRARY_IMPL(palette, CUDA, m) {
 #include "cpu/ops.h"
 
 STABLE_TORCH_LIBRARY_IMPL(palette, CPU, m) {
+  m.impl("adamw", TORCH_BOX(&palette::cpu::adamw));
   m.impl("attention", TORCH_BOX(&palette::cpu::attention));
   m.impl("attention_backward", TORCH_BOX(&palette::cpu::attention_backward));
   m.impl("dropout", TORCH_BOX(&palette::cpu::dropout));

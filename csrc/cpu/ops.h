@@ -30,6 +30,12 @@ std::tuple<Tensor, Tensor> attention(const Tensor& qkv, int64_t heads, const std
 Tensor attention_backward(const Tensor& grad, const Tensor& qkv, const Tensor& out,
                           const Tensor& lse, int64_t heads, const std::string& order);
 
+Tensor adamw(const std::vector<Tensor>& weights, const std::vector<Tensor>& grads,
+             const std::vector<Tensor>& means, const std::vector<Tensor>& squares,
+             const std::vector<Tensor>& steps, const std::vector<Tensor>& averages,
+             const std::vector<Tensor>& copies, double lr, double beta1, double beta2, double eps,
+             double weight_decay, double limit, double take);
+
 Tensor dropout(const Tensor& x, const Tensor& seeds, double p, int64_t layer);
 
 Tensor noise(const Tensor& seeds, const Tensor& step, const std::vector<int64_t>& shape,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from palette import _extension
 from palette.ops import _backends, philox
 from palette.ops._backends import absences, backends, choose, default, names, use
+from palette.ops.adamw import adamw
 from palette.ops.attention import attention
 from palette.ops.dropout import dropout
 from palette.ops.group_norm_silu import group_norm_silu
@@ -13,6 +14,7 @@ from palette.ops.reverse_step import reverse_step
 
 __all__ = [
     "absences",
+    "adamw",
     "attention",
     "backends",
     "choose",

@@ -9,12 +9,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from palette import _extension
@@ -31,6 +31,7 @@ _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # benchmarks/results/2026-11-20-cpu-epyc, in which cpp is the fastest of these in every row. CUDA:
 # not measured yet, the order is a guess.
 DEFAULTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "adamw": {"cpu": ("cpp", "reference"), "cuda": ("reference",)},
     "attention": {"cpu": ("cpp", "sdpa", "reference"), "cuda": ("sdpa", "reference")},
     "dropout": {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")},
     "group_norm_silu": {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")},
@@ -121,12 +122,24 @@ def in_cpp(op: str, tensor: Tensor, *others: Tensor | None) -> bool:
     In a graph that is being traced it is never called with what it would refuse.
     """
     return (
-        type(tensor) is Tensor
+        type(tensor) in (Tensor, nn.Parameter)
         and tensor.is_cpu
         and all(each is None or each.is_cpu for each in others)
         and not torch.compiler.is_compiling()
         and choose(op, "cpu") == "cpp"
     )
+
+
+def in_triton(op: Callable[..., Any], tensor: Tensor, *others: Any) -> Any:
+    """``op(tensor, *others)`` on the GPU of ``tensor``: Triton launches on the current one.
+
+    The gradients need no such care, autograd calls them on the GPU of what they belong to; and in a
+    graph the compiler sets the device.
+    """
+    if torch.compiler.is_compiling():
+        return op(tensor, *others)
+    with torch.cuda.device_of(tensor):
+        return op(tensor, *others)
 
 
 @contextmanager

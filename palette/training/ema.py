@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +33,9 @@ class EMA:
 
     # Taken at the first update: sharding, which comes after the copy, replaces the parameters.
     @functools.cached_property
-    def _average(self) -> list[Tensor]:
-        return [own_part(value) for value in self.network.parameters()]
-
-    @functools.cached_property
-    def _weights(self) -> list[Tensor]:
-        return [own_part(value) for value in self._trained.parameters()]
+    def _of(self) -> dict[Tensor, Tensor]:
+        both = zip(self._trained.parameters(), self.network.parameters(), strict=True)
+        return {weight: own_part(average) for weight, average in both}
 
     @functools.cached_property
     def _buffers(self) -> list[tuple[Tensor, Tensor]]:
@@ -49,10 +46,22 @@ class EMA:
         rise = (1 + self.updates) / (10 + self.updates)
         return min(self.decay, rise) if self.warmup else self.decay
 
+    def of(self) -> Mapping[Tensor, Tensor]:
+        """Each of the network's weights, and its average."""
+        return self._of
+
     @torch.no_grad()
-    def update(self) -> None:
-        """Take in the network's weights, in one pass over all parameters; buffers are copied."""
-        torch._foreach_lerp_(self._average, self._weights, 1.0 - self.decay_now())
+    def update(self, but: Sequence[Tensor] = ()) -> None:
+        """Take in the network's weights, in one pass over all parameters; buffers are copied.
+
+        Args:
+            but: weights that have been taken in already.
+        """
+        done = set(but)
+        rest = [weight for weight in self._of if weight not in done]
+        if rest:
+            averages = [self._of[weight] for weight in rest]
+            torch._foreach_lerp_(averages, [own_part(each) for each in rest], 1 - self.decay_now())
         for kept, buffer in self._buffers:
             kept.copy_(buffer)
         self.updates += 1

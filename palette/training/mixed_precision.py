@@ -1,7 +1,7 @@
 """Mixed precision with weights that are rounded once a step and not at each of their uses.
 
 Weights are float32 and trained as such; convolutions and linear layers compute on copies of them in
-bfloat16 or float16, whose gradients reach the weights in float32 (Micikevicius et al. 2018,
+bfloat16 or float16, whose gradients are added up in float32 (Micikevicius et al. 2018,
 arXiv:1710.03740). Autocast does the rest, and has few weights left to round. All roundings are
 those of autocast, but for convolutions behind an enlargement: on a CPU those compute from
 the small picture, on sums of weights, which are rounded once too.
@@ -10,7 +10,7 @@ the small picture, on sums of weights, which are rounded once too.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -37,16 +37,20 @@ class MixedPrecision:
     Args:
         network: in float32, on its device.
         dtype: what convolutions and linear layers compute in.
+        half_gradients: leave the gradients of weights that have a copy in ``dtype``. It holds no
+            more of them than one backward pass finds; a sum of several would be rounded each time.
 
     Attributes:
         network: what to call and to differentiate: like the network given and with its very
             parameters, or itself where ``dtype`` is float32.
     """
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(
+        self, network: nn.Module, dtype: torch.dtype, *, half_gradients: bool = False
+    ) -> None:
         self.network = network
-        self._weights: list[Tensor] = []
-        self._copies: list[Tensor] = []
+        self._copies: dict[Tensor, Tensor] = {}
+        self._fresh = False
         self._enlarging: list[_Enlarging] = []
         if dtype is torch.float32:
             return
@@ -61,17 +65,27 @@ class MixedPrecision:
                 if _is_lowered(layer):
                     lowered = _Lowered(layer, dtype)
                     setattr(parent, name, lowered)
-                    for weight, low in lowered.pairs():
-                        self._weights.append(weight)
-                        self._copies.append(low)
+                    self._copies |= dict(lowered.pairs())
+        if half_gradients:
+            for weight in self._copies:
+                weight.grad_dtype = dtype
+
+    def copies(self) -> Mapping[Tensor, Tensor]:
+        """Weights and their copies, for those whose copy is the weight itself in ``dtype``."""
+        return self._copies
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Round the weights to their copies: once before the forward passes of a step."""
-        if self._copies:
-            torch._foreach_copy_(self._copies, self._weights)
+        if self._copies and not self._fresh:
+            torch._foreach_copy_(list(self._copies.values()), list(self._copies))
+        self._fresh = False
         for layer in self._enlarging:
             layer.refresh()
+
+    def rounded(self) -> None:
+        """Leave ``copies`` out of the next refresh: they have been rounded already."""
+        self._fresh = True
 
 
 def _is_lowered(layer: nn.Module) -> bool:
@@ -171,12 +185,11 @@ class _Copied(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, low: Tensor) -> Tensor:
-        ctx.dtype = weight.dtype
         return low.view_as(low)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.to(ctx.dtype), None
+        return grad, None  # autograd converts it to what the weight's gradient is kept in
 
 
 class _Summed(_Copied):
@@ -184,7 +197,7 @@ class _Summed(_Copied):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return subpixel_weight_gradient(grad).to(ctx.dtype), None
+        return subpixel_weight_gradient(grad), None
 
 
 def _convolve(

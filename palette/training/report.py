@@ -88,9 +88,9 @@ def _records(path: Path) -> Records:
 
 
 def _checkpoint(run: Path) -> tuple[Checkpoint | None, str]:
-    """The newest good checkpoint without its weights, or why there is none."""
+    """The newest checkpoint whose every file is good, without its weights, or why none is."""
     try:
-        return checkpoints.latest(run, ()), ""
+        return checkpoints.latest(run, (), whole=True), ""
     except CheckpointError as error:
         return None, str(error)
 

@@ -7,7 +7,6 @@ Speed runs the same seeds through plain PyTorch and through the fused ops, side 
 
 from __future__ import annotations
 
-import functools
 import json
 import statistics
 import time
@@ -18,10 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from skimage.restoration import inpaint_biharmonic
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from palette.models.layers import GroupNormSiLU
+from palette.models.unfused import unfuse
 from palette.pipeline import Pipeline, load
 from palette.training import pictures
 
@@ -123,22 +121,6 @@ def _speed(
         }
         for label in paths
     }
-
-
-def unfuse(network: nn.Module) -> None:
-    """Give a network of ours PyTorch's own GroupNorm, FiLM and SiLU back, in place."""
-    for layer in network.modules():
-        if isinstance(layer, GroupNormSiLU):
-            layer.forward = functools.partial(_one_by_one, layer)  # type: ignore[method-assign]
-
-
-def _one_by_one(
-    layer: GroupNormSiLU, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
-) -> Tensor:
-    y = F.group_norm(x, layer.num_groups, layer.weight, layer.bias, layer.eps)
-    if scale is not None and shift is not None:
-        y = y * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
-    return F.silu(y) if layer.silu else y
 
 
 def _draw(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from palette import upstream
 from palette.build import build_network
@@ -70,28 +70,21 @@ def _position(
     """Step, position in the data and moments of a published training state."""
     with torch.device("meta"):
         parameters = dict(build_network(config).named_parameters())
+    state = load_torch(path)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a training state")
     try:
-        found = upstream.convert_training_state(load_torch(path), parameters)
+        found = upstream.convert_training_state(state, parameters)
     except ValueError as error:
-        text = str(error)
-        raise CheckpointError(text if str(path) in text else f"{path}: {text}") from None
+        raise CheckpointError(f"{path}: {error}") from None
     # The published iteration counts the samples of one process, and those of validations; what
     # Adam counts is the optimizer's steps, as we do.
     counts = [int(slot["step"]) for slot in found.moments.values() if "step" in slot]
     step = max(counts, default=found.iteration // config.data.batch_size)
-    slots = {
-        number: {part: _as_float(value) for part, value in found.moments[name].items()}
-        for number, name in enumerate(trained)
-        if found.moments[name]
-    }
+    slots = {n: found.moments[name] for n, name in enumerate(trained) if found.moments[name]}
     return {
         "optimizer": {**optimizer, "state": slots},
         "step": step,
         "samples": found.epoch * epoch_length,
         "ema_updates": step,
     }
-
-
-def _as_float(value: Any) -> Tensor:
-    """A moment, or the count of steps, which older releases of PyTorch kept as an integer."""
-    return torch.as_tensor(value, dtype=torch.float32)

@@ -8,6 +8,7 @@ killed and taken up again is the run that was not, to the last bit on a CPU.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import signal
 import time
@@ -53,7 +54,8 @@ from palette.training.process import Process
 from palette.training.rate import learning_rate
 from palette.training.resume import RunExists as RunExists
 from palette.training.resume import find
-from palette.training.sharding import clip_, gathered_states, load_optimizer, load_weights
+from palette.training.sharding import gathered_states, load_optimizer, load_weights
+from palette.training.update import OnePass, Update
 from palette.training.validation import Validation
 
 OnSamples = Callable[[int, dict[str, Tensor]], object]
@@ -106,7 +108,11 @@ class Trainer:
         if sharded:
             share_out((self.network, self.ema.network, *self.further.networks()), world)
         self.trained = trained(self.network, config.train)
-        self.mixed = MixedPrecision(self.network, copies_in(config, world))
+        self._one_pass = world.device.type == "cpu" and not sharded
+        alone = world.size == config.train.accumulate == 1
+        self.mixed = MixedPrecision(
+            self.network, copies_in(config, world), half_gradients=self._one_pass and alone
+        )
         self.model = parallel(self.mixed.network, world)
         self.schedule = build_schedule(config)
         self.optimizer = adam(self.trained, config.train)
@@ -126,6 +132,15 @@ class Trainer:
         self._reported = (self._started, 0)  # when, and samples seen
         self.saved: Path | None = None
         self._saved_step = -1
+
+    @functools.cached_property
+    def update(self) -> Update:
+        """What the gradients do to the weights; made at the first step."""
+        followers = (self.optimizer, self.scaler, self.ema, self.further)
+        arguments = (self.config.train, self.network, *followers)
+        if self._one_pass and not self.scaler.is_enabled():
+            return OnePass(*arguments, self.mixed)
+        return Update(*arguments)
 
     @property
     def seconds(self) -> float:
@@ -189,8 +204,6 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         per_sample, gamma = self._backward(batch)
-        self.scaler.unscale_(self.optimizer)
-        norm = clip_(self.network, train.clip)
         totals = per_sample.new_tensor([0, interrupts.signal], dtype=torch.float64)
         totals[0] = per_sample.double().sum()
         by_level = self.levels.of(per_sample, gamma)
@@ -198,21 +211,16 @@ class Trainer:
         loss, signals = totals[:2].tolist()
         loss /= self.config.data.batch_size
         # The gradients were summed over all processes, so all of them see the same norm.
-        finite = math.isfinite(loss) and math.isfinite(norm.item())
+        norm = self.update.apply(loss, self.step)
+        finite = math.isfinite(loss) and math.isfinite(norm)
         if finite:
-            self.scaler.step(self.optimizer)
-            if self.step >= train.ema_start and (self.step + 1) % train.ema_every == 0:
-                self.ema.update()
-                self.further.update(self.step)
             self.window.append(loss)
             self.levels.add(totals[2:].view(2, LEVELS))
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.samples += self.config.data.batch_size
         self._look_after(finite, batch, per_sample, log)
         if self.step % train.log_every == 0 or self.step == train.steps:
-            self._report(log, rate, norm.item())
+            self._report(log, rate, norm)
         log.advance()
         return bool(signals == 0)
 

@@ -145,7 +145,7 @@ def test_exported_saved_and_run_elsewhere(tmp_path: Path) -> None:
     shapes = ({0: batch}, None, {0: batch}, {0: batch})
     program = torch.export.export(Network(), inputs(2), dynamic_shapes=shapes)
     called = {str(node.target) for node in program.graph.nodes}
-    for op in ops.names():
+    for op in set(ops.names()) - {"adamw"}:  # whose place is after a network
         if ops.default(op, "cpu") == "cpp":
             assert f"palette.{op}.default" in called
     torch.export.save(program, tmp_path / "network.pt2")

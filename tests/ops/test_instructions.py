@@ -63,7 +63,7 @@ NARROWER = {"baseline": None, "avx2": "avx2", "avx512": "avx512f"}
 
 
 @pytest.mark.parametrize("isa", NARROWER)
-@pytest.mark.parametrize("op", ["attention", "reverse_step"])
+@pytest.mark.parametrize("op", ["adamw", "attention", "reverse_step"])
 def test_every_instruction_set_is_right(op, isa) -> None:
     """The op's own tests on its C++ backend, in a process that is told which set to use."""
     if "cpp" not in ops.backends(op):

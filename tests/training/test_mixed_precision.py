@@ -94,21 +94,51 @@ def test_copies_are_weights_rounded_once() -> None:
     with torch.no_grad():
         for weight in network.parameters():
             weight.mul_(1.003).add_(1e-3)
-    stale = [copy.clone() for copy in mixed._copies]
+    stale = [copy.clone() for copy in mixed.copies().values()]
     mixed.refresh()
     layers = [
         layer
         for layer in network.modules()
         if isinstance(layer, (nn.Conv2d, PointwiseConv, nn.Linear))
     ]
-    assert len(mixed._copies) == 2 * (len(layers) - len(mixed._enlarging))
-    for copied, weight in zip(mixed._copies, mixed._weights, strict=True):
+    assert len(mixed.copies()) == 2 * (len(layers) - len(mixed._enlarging))
+    for weight, copied in mixed.copies().items():
         assert torch.equal(copied, weight.to(torch.bfloat16))
         assert copied.stride() == weight.stride()
-    assert not all(torch.equal(a, b) for a, b in zip(stale, mixed._copies, strict=True))
+    fresh = list(mixed.copies().values())
+    assert not all(torch.equal(a, b) for a, b in zip(stale, fresh, strict=True))
     (enlarging,) = mixed._enlarging
     assert torch.equal(enlarging._weight, subpixel_weight(enlarging.weight).to(torch.bfloat16))
     assert torch.equal(enlarging._bias, enlarging.bias.to(torch.bfloat16))
+
+
+def test_copies_that_somebody_else_has_rounded_are_left_alone_once() -> None:
+    network = _network()
+    mixed = MixedPrecision(network, torch.bfloat16)
+    (weight, copied), *_ = mixed.copies().items()
+    with torch.no_grad():
+        copied.zero_()
+    mixed.rounded()
+    mixed.refresh()
+    assert not copied.any()
+    mixed.refresh()
+    assert torch.equal(copied, weight.bfloat16())
+
+
+def test_gradients_in_half_are_those_before_they_are_widened() -> None:
+    found = []
+    for half in (False, True):
+        network = _network()
+        mixed = MixedPrecision(network, torch.bfloat16, half_gradients=half)
+        mixed.refresh()
+        with torch.autocast("cpu", torch.bfloat16):
+            _loss(mixed.network).backward()
+        assert {weight.grad.dtype for weight in mixed.copies()} == {
+            torch.bfloat16 if half else torch.float32
+        }
+        found.append([weight.grad for weight in network.parameters()])
+    for wide, half in zip(*found, strict=True):
+        assert torch.equal(wide, half.float())
 
 
 @pytest.mark.parametrize("updown", [True, False])

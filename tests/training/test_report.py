@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from palette import checkpoint as checkpoints
 from palette.cli import main
 from palette.training import report
 
@@ -44,12 +46,28 @@ def test_the_page_says_everything_about_the_run(run: Path) -> None:
     assert "most noise" in text
     assert "step 6<" in text
     assert "step 12<" in text
-    assert "step_00000012, SHA-256" in text
+    digest = checkpoints.open_model(run).digest  # as written pictures have it
+    assert digest == checkpoints.file_digest(run / "checkpoints/step_00000012/ema.safetensors")
+    assert f"step_00000012, SHA-256 {digest}…" in text
     assert "<dt>model.channels</dt><dd>32</dd>" in text
     assert "attention_order: new" in text  # the whole configuration has the defaults too
     assert "<dt>libraries.torch</dt>" in text
     assert "Earlier starts of this run (1)" in text
     assert "<b>" not in text
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "trainer.pt"])
+def test_a_damaged_checkpoint_is_not_the_newest_good_one(
+    run: Path, name: str, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    path = copy / "checkpoints" / "step_00000012" / name
+    path.write_bytes(bytes(path.stat().st_size))
+    good = checkpoints.file_digest(copy / "checkpoints/step_00000008/ema.safetensors")
+    text = text_of(report.write(copy))
+    assert f"checkpoint step_00000008, SHA-256 {good}…" in text
+    assert re.search(rf"skipped: \S*step_00000012/{name}: damaged: SHA-256 is", text)
 
 
 def test_sessions_record_how_a_run_was_started(run: Path) -> None:

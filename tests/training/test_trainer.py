@@ -285,7 +285,7 @@ def test_the_average_begins_and_moves_when_it_should(tmp_path: Path, tiny: Modul
     first = _hashable(trainer.ema.network.state_dict())
     seen: list[int] = []
     update = trainer.ema.update
-    trainer.ema.update = lambda: (seen.append(trainer.step + 1), update())
+    trainer.ema.update = lambda **but: (seen.append(trainer.step + 1), update(**but))
     trainer.fit()
     assert seen == [6, 8]
     assert _hashable(trainer.ema.network.state_dict()) != first
