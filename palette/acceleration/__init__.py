@@ -14,12 +14,11 @@ from torch import nn
 
 from palette.acceleration import diffusers, guided_diffusion
 from palette.acceleration.exchange import Fused, Swap, exchange, restore, watched, wrapper
-from palette.acceleration.norms import exchange_pair, match_sequential
+from palette.acceleration.norms import PROJECTIONS, PairedSiLU, exchange_pair, match_sequential
 from palette.models.layers import Attention, GroupNormSiLU
 
 __all__ = ["Report", "accelerate", "decelerate"]
 
-_PROJECTIONS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _MATCHERS = (diffusers.match, guided_diffusion.match, match_sequential)
 
 
@@ -52,7 +51,8 @@ def accelerate(module: nn.Module) -> Report:
     output norm and its like; in networks after guided-diffusion, ResBlock, AttentionBlock and
     QKVAttention; everywhere, GroupNorm and SiLU next to each other in an ``nn.Sequential``. Every
     block is tried out before and stays as it is where it computes something else. Names,
-    parameters, state dict and hooks do not change. Calling it again finds what is new.
+    parameters, state dict and hooks do not change. Calling it again finds what is new
+    and what has changed.
 
     A layer that is no longer called, since an op does its work, runs again as soon as it gets a
     hook, a forward of its own or a replacement; hooks for all modules at once do not see it.
@@ -68,10 +68,15 @@ def accelerate(module: nn.Module) -> Report:
         TypeError: module is no ``nn.Module``.
     """
     _check("accelerate", module)
+    _release_stale(module)
     report = Report()
     covered: set[int] = set()  # layers that an op does the work of
     uses = Counter(id(part) for _, part in module.named_modules(remove_duplicate=False))
-    pairs = {id(pair[0]): pair for part in module.modules() if (pair := diffusers.pair(part))}
+    pairs = {
+        id(owner.get_submodule(names[0])): (owner, *names)
+        for owner in module.modules()
+        if (names := diffusers.pair(owner))
+    }
     for name, part in list(module.named_modules()):
         if isinstance(part, Fused):
             _note_fused(report, covered, name, part)
@@ -82,7 +87,7 @@ def accelerate(module: nn.Module) -> Report:
         elif type(part).__module__.startswith("palette."):
             continue
         elif id(part) in pairs:
-            _consider_pair(report, covered, uses, name, *pairs[id(part)])
+            _consider_pair(report, uses, name, *pairs[id(part)])
         else:
             _consider(report, covered, name, part)
     return report
@@ -120,12 +125,22 @@ def _check(function: str, module: object) -> None:
         raise TypeError(f"{function}: module is {type(module).__name__}, wanted an nn.Module")
 
 
+def _release_stale(module: nn.Module) -> None:
+    """Give their own code back to parts whose layers have changed, so that they are seen anew."""
+    for part in list(module.modules()):
+        if isinstance(part, Fused) and part.stale() and wrapper(part) is None:
+            restore(part)
+
+
 def _note_fused(report: Report, covered: set[int], name: str, part: Fused) -> None:
-    if part._palette_swap is None or id(part) in covered:
+    if part._palette_swap is None or id(part) in covered or isinstance(part, PairedSiLU):
+        return  # the layer around it or the norm before it speaks for it
+    if part.stale():
+        kind = part._palette_recipe[1].__name__
+        report.left[name] = f"{kind}: it has changed since, and been made a {wrapper(part)}"
         return
     report.replaced[name] = part._palette_swap.what
     _cover(covered, part, part._palette_parts)
-    covered.update(id(partner) for partner in vars(part).get("_palette_partner", ()))
 
 
 def _cover(covered: set[int], part: nn.Module, paths: Iterable[str]) -> None:
@@ -163,25 +178,20 @@ def _consider(report: Report, covered: set[int], name: str, part: nn.Module) -> 
 def _computes(part: nn.Module) -> bool:
     """Whether the part is more than a container of other blocks."""
     children = list(part.children())
-    return not children or any(isinstance(each, _PROJECTIONS) for each in children)
+    return not children or any(isinstance(each, PROJECTIONS) for each in children)
 
 
 def _consider_pair(
-    report: Report,
-    covered: set[int],
-    uses: Counter[int],
-    name: str,
-    norm: nn.GroupNorm,
-    activation: nn.SiLU,
+    report: Report, uses: Counter[int], name: str, owner: nn.Module, *names: str
 ) -> None:
     """Let the norm do the work of the activation that its owner calls next."""
-    if uses[id(norm)] > 1 or uses[id(activation)] > 1:
+    layers = [owner.get_submodule(each) for each in names]
+    if any(uses[id(layer)] > 1 for layer in layers):
         report.left[name] = "GroupNorm: it or its activation is also used elsewhere"
-    elif watched(norm) or watched(activation):
+    elif any(map(watched, layers)):
         report.left[name] = "GroupNorm: it or its activation has a hook"
     else:
-        report.replaced[name] = exchange_pair(norm, activation)
-        covered.add(id(activation))
+        report.replaced[name] = exchange_pair(owner, *names)
 
 
 def _grouped(entries: dict[str, str]) -> list[str]:

@@ -175,14 +175,14 @@ def _match_attention(block: Any) -> Swap | str:
     return verified(block, swap, (2, block.group_norm.num_channels, 4, 6))
 
 
-def pair(owner: nn.Module) -> tuple[nn.GroupNorm, nn.SiLU] | None:
-    """The GroupNorm and the SiLU that the owner's forward calls in turn, if it has such."""
+def pair(owner: nn.Module) -> tuple[str, str] | None:
+    """Names of the GroupNorm and the SiLU that the owner's forward calls in turn, if any."""
     if not is_from_diffusers(owner, *_PAIRS):
         return None
     names = _PAIRS[type(owner).__name__]
     norm, activation = (owner._modules.get(name) for name in names)
     if type(norm) is nn.GroupNorm and type(activation) is nn.SiLU and _in_turn(owner, *names):
-        return norm, activation
+        return names
     return None
 
 

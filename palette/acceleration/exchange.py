@@ -7,10 +7,12 @@ DataParallel's replicas and ``torch.compile`` see the module they know.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -56,6 +58,10 @@ class Fused(nn.Module):
     def fused(self, *args: Any, **kwargs: Any) -> Tensor:
         """The module's own method in fused ops."""
         raise NotImplementedError
+
+    def stale(self) -> bool:
+        """Whether its layers are no longer those that it was exchanged for."""
+        return any(type(_at(self, path)) is not kind for path, kind in self._palette_parts.items())
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # The class exists in no module, so copies and pickles carry what it is made of.
@@ -115,9 +121,9 @@ def wrapper(module: Fused) -> str | None:
 def restore(module: Fused) -> None:
     """Undo ``exchange``: the module is again what it was, and its partner, if any, as well."""
     vars(module).pop("_palette_swap", None)
-    partners = vars(module).pop("_palette_partner", ())
+    pair = vars(module).pop("_palette_pair", None)
     module.__class__ = module._palette_recipe[1]  # type: ignore[assignment]
-    for partner in partners:
+    for partner in () if pair is None else pair.layers.values():
         if isinstance(partner, Fused):
             restore(partner)
 
@@ -128,14 +134,19 @@ def touched(module: nn.Module, parts: Mapping[str, type[nn.Module]]) -> str | No
     Whoever put a hook on such a layer, or another layer in its place, wants it to be called.
     """
     for path, kind in parts.items():
-        part: nn.Module | None = module
-        for name in path.split("."):
-            part = None if part is None else part._modules.get(name)
+        part = _at(module, path)
         if part is None or type(part) is not kind:
             return f"its {path} is no {kind.__name__}"
         if watched(part):
             return f"its {path} has a hook"
     return None
+
+
+def _at(module: nn.Module, path: str) -> nn.Module | None:
+    part: nn.Module | None = module
+    for name in path.split("."):
+        part = None if part is None else part._modules.get(name)
+    return part
 
 
 def watched(layer: nn.Module) -> bool:
@@ -167,16 +178,25 @@ def verified(module: nn.Module, swap: Swap, *shapes: Shape | None) -> Swap | str
         before = _outputs(twin, swap.method, shapes)
         exchange(twin, swap)
         after = _outputs(twin, swap.method, shapes)
+        if not all(map(same, after, before)):
+            return "it computes something else than the known block of its kind"
     except Exception as error:  # foreign code: whatever it raises, it stays as it is
-        return f"it could not be tried out: {type(error).__name__}: {str(error).splitlines()[0]}"
-    if not all(map(same, after, before)):
-        return "it computes something else than the known block of its kind"
+        reason = traceback.format_exception_only(error)[0].splitlines()[0]
+        return f"it could not be tried out: {reason}"
     return swap
+
+
+@contextlib.contextmanager
+def trial() -> Iterator[None]:
+    """In which foreign code is tried: on the CPU, without gradients and without autocast."""
+    with torch.no_grad(), torch.device("cpu"), torch.autocast("cpu", enabled=False):
+        yield
 
 
 def stand_in(module: nn.Module) -> nn.Module:
     """A copy of the module on the CPU in float32, with random weights and without hooks."""
     generator = torch.Generator().manual_seed(0)
+    plain: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
     memo: dict[int, Any] = {}
     for part in module.modules():
         for name in _HOOKS:
@@ -184,9 +204,9 @@ def stand_in(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         fan_in = parameter[0].numel() if parameter.dim() > 1 else 1
         bound = (3 / max(fan_in, 1)) ** 0.5
-        value = torch.empty(parameter.shape, device="cpu").uniform_(generator=generator)
+        value = torch.empty(parameter.shape, **plain).uniform_(generator=generator)
         memo[id(parameter)] = nn.Parameter(bound * (2 * value - 1), requires_grad=False)
-    return copy.deepcopy(module, memo).to("cpu", torch.float32)
+    return copy.deepcopy(module, memo).to(**plain)
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -200,12 +220,7 @@ def _outputs(module: nn.Module, method: str, shapes: Sequence[Shape | None]) -> 
     """The results on random arguments, some of usual size and some so small that eps matters."""
     generator = torch.Generator().manual_seed(1)
     outputs = []
-    with (
-        torch.no_grad(),
-        torch.device("cpu"),
-        torch.autocast("cpu", enabled=False),
-        torch.random.fork_rng(devices=()),
-    ):
+    with trial(), torch.random.fork_rng(devices=()):
         for training in (False, True):
             module.train(training)
             for size in (1.0, 0.003):
@@ -216,4 +231,6 @@ def _outputs(module: nn.Module, method: str, shapes: Sequence[Shape | None]) -> 
 
 
 def _argument(shape: Shape | None, size: float, generator: torch.Generator) -> Tensor | None:
-    return None if shape is None else size * (0.5 + torch.randn(shape, generator=generator))
+    if shape is None:
+        return None
+    return size * (0.5 + torch.randn(shape, generator=generator, dtype=torch.float32))

@@ -12,8 +12,9 @@ from palette.diffusion.reuse import Reuse
 
 Told = dict[str, Tensor]
 """What a network is told beside its input: either ``rows`` [S, K, E], its embeddings of all S steps
-for K kinds of images, and ``which`` int64 [N], the kind of each image; or ``gammas`` [S] and, where
-they are given, ``label`` [N] and ``level`` [N]."""
+for up to K kinds of images, and ``which`` int64 [N], the kind of each image; or ``gammas`` [S] and,
+where they are given, ``label`` [N] and ``level`` [N]. K is 1 where neither is given, otherwise N:
+the shapes say nothing of which images are of one kind."""
 
 
 def embeds(network: object) -> bool:
@@ -48,6 +49,8 @@ def _rows(
         labels = () if label is None else (every[:, 0].long(),)
         told = {} if level is None else {"level": every[:, -1].to(gammas.dtype)}
         rows.append(network.embed(gammas, *labels, **told))
+    # One shape for any mixture of kinds, so that buffers and graph are found again.
+    rows += rows[:1] * (count - len(rows))
     return torch.stack(rows, dim=1), which
 
 

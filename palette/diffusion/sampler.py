@@ -253,12 +253,12 @@ class Sampler:
     @contextlib.contextmanager
     def _evaluation(self, device: torch.device) -> Iterator[None]:
         """The network in evaluation mode, and under autocast where its weights differ in dtype."""
-        network = self.network
-        parameters = network.parameters() if isinstance(network, nn.Module) else iter(())
-        weights = {p.dtype for p in parameters if p.is_floating_point()}
+        # A function has no weights and no modes, as an empty module has none.
+        network = self.network if isinstance(self.network, nn.Module) else nn.Module().eval()
+        weights = {p.dtype for p in network.parameters() if p.is_floating_point()}
         half = self.dtype in (torch.bfloat16, torch.float16)
-        training = isinstance(network, nn.Module) and network.training
-        if isinstance(network, nn.Module) and training:
+        modes = [(module, module.training) for module in network.modules()]
+        if any(training for _, training in modes):
             network.eval()
         try:
             with torch.autocast(
@@ -270,8 +270,9 @@ class Sampler:
             ):
                 yield
         finally:
-            if isinstance(network, nn.Module) and training:
-                network.train()
+            for module, training in modes:  # the outer first: train() reaches down
+                if module.training != training:
+                    module.train(training)
 
     def _noises(self, given: Tensor | Sequence[Tensor] | None) -> list[Tensor] | None:
         if given is None:

@@ -168,13 +168,28 @@ def test_a_replaced_forward_inside_is_called() -> None:
     assert "forward has been replaced" in report.left[""]
 
 
-def test_the_last_pair_keeps_its_dtype_under_autocast() -> None:
-    network = nn.Sequential(nn.Conv2d(8, 8, 1), nn.GroupNorm(2, 8), nn.SiLU())
+@pytest.mark.parametrize(
+    ("behind", "fuses"),
+    [
+        ([], False),
+        ([nn.Dropout(0.0)], False),
+        ([nn.Identity(), nn.AvgPool2d(2)], False),
+        ([nn.Dropout(0.0), nn.Conv2d(8, 4, 1)], True),
+        ([nn.Linear(4, 2)], True),
+    ],
+    ids=["nothing", "dropout", "pooling", "convolution", "linear"],
+)
+def test_the_last_pair_keeps_its_dtype_under_autocast(behind, fuses) -> None:
+    """Which a GPU's GroupNorm widens: only what is cast in any case may follow the op."""
+    network = nn.Sequential(nn.Conv2d(8, 8, 1), nn.GroupNorm(2, 8), nn.SiLU(), *behind)
     x = torch.randn(1, 8, 4, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         before = network(x)
         palette.accelerate(network)
-        assert torch.equal(network(x), before)
+        assert network.fits(x) == fuses
+        assert network(x).dtype == before.dtype
+        assert fuses or torch.equal(network(x), before)
+    assert network.fits(x)
 
 
 def test_shared_layers(close) -> None:
@@ -233,6 +248,78 @@ def test_called_again_it_finds_what_is_new() -> None:
     assert palette.accelerate(network) == first
     network.append(nn.Sequential(nn.GroupNorm(2, 8), nn.SiLU()))
     assert list(palette.accelerate(network).replaced) == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda network: network.__delitem__(1), None),
+        (lambda network: network.insert(0, nn.Conv2d(8, 8, 1)), {"1", "2"}),
+        (lambda network: network.__setitem__(0, nn.GroupNorm(4, 8)), {"0", "1"}),
+        (lambda network: network.__setitem__(1, nn.ReLU()), None),
+        (lambda network: network.extend([nn.GroupNorm(4, 8), nn.SiLU()]), {"0", "1", "2", "3"}),
+    ],
+    ids=["shorter", "moved", "another norm", "another activation", "longer"],
+)
+def test_called_again_it_finds_what_a_sequence_has_become(change, parts, close) -> None:
+    network = nn.Sequential(nn.GroupNorm(2, 8), nn.SiLU())
+    palette.accelerate(network)
+    change(network)
+    expected = x = torch.randn(1, 8, 4, 4)
+    for layer in network:
+        expected = layer(expected)
+    report = palette.accelerate(network)
+    assert ("" in report.replaced) == (parts is not None)
+    assert set(getattr(network, "_palette_parts", ())) == (parts or set())
+    assert close(network(x), expected)
+
+
+def test_called_again_it_finds_a_slice() -> None:
+    network = nn.Sequential(nn.Conv2d(8, 8, 1), nn.GroupNorm(2, 8), nn.SiLU())
+    palette.accelerate(network)
+    assert list(palette.accelerate(network[1:]).replaced) == [""]
+    assert palette.accelerate(network[:2]).left.keys() == {"1"}
+
+
+def test_called_again_it_leaves_what_has_changed_under_another_class() -> None:
+    network = nn.ModuleList([nn.Sequential(nn.GroupNorm(2, 8), nn.SiLU())])
+    palette.accelerate(network)
+    inner = network[0]
+    inner.__class__ = type("Sharded", (type(inner),), {})
+    assert list(palette.accelerate(network).replaced) == ["0"]
+    del inner[1]
+    report = palette.accelerate(network)
+    assert report.replaced == {}
+    assert "made a Sharded" in report.left["0"]
+
+
+@pytest.mark.parametrize(
+    ("default", "begun", "ended"),
+    [
+        (torch.set_default_dtype, torch.float64, torch.float32),
+        (torch.set_default_device, "meta", None),
+    ],
+    ids=["dtype", "device"],
+)
+def test_defaults_for_new_tensors_change_nothing(default, begun, ended, guided) -> None:
+    """As in a script that begins with ``torch.set_default_device("cuda")``."""
+
+    def make() -> nn.Module:
+        return nn.ModuleList(
+            [
+                nn.Sequential(guided.GroupNorm32(2, 8), guided.SiLU(), nn.Conv2d(8, 8, 1)),
+                guided.ResBlock(8, 4, 0.0, 8, True),
+                guided.QKVAttention(2),
+            ]
+        )
+
+    expected, network = palette.accelerate(make()), make()
+    default(begun)
+    try:
+        assert palette.accelerate(network) == expected
+    finally:
+        default(ended)
+    assert not expected.left
 
 
 def test_the_random_state_and_the_hooks_are_left_in_peace() -> None:

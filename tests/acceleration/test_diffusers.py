@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -186,6 +188,7 @@ def test_copies_and_pickles_are_accelerated_and_can_be_undone(fill, copied) -> N
         after = unet(x, t).sample
         twin = copied(unet)
         assert palette.accelerate(twin) == report
+        assert twin.conv_norm_out.fits(x)
         for parameter in unet.parameters():
             parameter.zero_()  # the copy stands on its own feet
         assert torch.equal(twin(x, t).sample, after)
@@ -293,6 +296,65 @@ def test_changes_made_afterwards_are_honoured(fill) -> None:
         without = unet(x, t).sample
         block.time_emb_proj.register_forward_hook(lambda layer, args, output: 0 * output)
         assert not torch.equal(unet(x, t).sample, without)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["called", "compiled"])
+@pytest.mark.parametrize(
+    ("owner", "name", "layer", "found"),
+    [
+        ("", "conv_act", nn.ReLU(), False),
+        ("", "conv_norm_out", nn.GroupNorm(4, 32), True),
+        ("up_blocks.0", "act", nn.ReLU(), False),
+        ("up_blocks.0", "skip_norm", nn.GroupNorm(4, 64), True),
+    ],
+    ids=["act", "norm", "act of a block", "norm of a block"],
+)
+def test_a_replaced_half_of_a_pair_is_called(
+    fill, close, owner, name, layer, found, compiled
+) -> None:
+    """Before the next ``accelerate`` and after it, which makes a pair of what is one."""
+    unet = fill(make(**KINDS["skip"]))
+    x, t = x_and_t()
+    plain = copy.deepcopy(unet)
+    palette.accelerate(unet)
+    run = unet
+    if compiled:
+        torch._dynamo.reset()
+        run = torch.compile(unet, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert close(run(x, t).sample, plain(x, t).sample)
+        for network in (unet, plain):
+            setattr(network.get_submodule(owner), name, copy.deepcopy(layer))
+        expected = plain(x, t).sample
+        assert close(run(x, t).sample, expected)
+        norm = {"act": "skip_norm", "conv_act": "conv_norm_out"}.get(name, name)
+        report = palette.accelerate(unet)
+        assert (f"{owner}.{norm}".strip(".") in report.replaced) == found
+        assert close(run(x, t).sample, expected)
+
+
+def test_a_pair_taken_out_of_its_owner_is_what_it_was(fill, close) -> None:
+    unet = fill(make())
+    norm, plain, x = unet.conv_norm_out, copy.deepcopy(unet.conv_norm_out), torch.randn(1, 32, 3, 5)
+    palette.accelerate(unet)
+    twin = copy.deepcopy(norm)
+    del unet
+    gc.collect()
+    for each in (norm, twin, copy.deepcopy(norm), pickle.loads(pickle.dumps(twin))):
+        assert close(each(x), plain(x))
+
+
+def test_an_accelerated_network_is_freed_at_once() -> None:
+    """It may be gigabytes on a GPU, which cannot wait for the cycle collector."""
+    unet = make()
+    palette.accelerate(unet)
+    left = weakref.ref(unet)
+    gc.disable()
+    try:
+        del unet
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_hooks_see_what_they_saw(fill, close) -> None:

@@ -138,6 +138,37 @@ def test_a_block_that_computes_something_else_stays(guided, fill, close) -> None
         assert "" not in report.replaced
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (AssertionError(), "AssertionError"),
+        (NotImplementedError(""), "NotImplementedError"),
+        (RuntimeError("odd width\nand more"), "RuntimeError: odd width"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_a_block_that_fails_its_trial_stays(guided, error, reason) -> None:
+    class Picky(guided.ResBlock):
+        def _forward(self, x, emb):
+            if x.shape[-1] % 8:
+                raise error
+            return super()._forward(x, emb)
+
+    network = nn.ModuleList([Picky(8, 4, 0.0, 8, True), guided.ResBlock(8, 4, 0.0, 8, True)])
+    report = palette.accelerate(network)
+    assert report.left["0"] == f"Picky: it could not be tried out: {reason}"
+    assert "1" in report.replaced
+
+
+def test_a_block_that_answers_with_more_than_a_tensor_stays(guided) -> None:
+    class Telling(guided.ResBlock):
+        def _forward(self, x, emb):
+            return super()._forward(x, emb), emb
+
+    report = palette.accelerate(Telling(8, 4, 0.0, 8, True))
+    assert "could not be tried out: AttributeError" in report.left[""]
+
+
 def test_attention_of_another_order_stays(guided, fill) -> None:
     class Reversed(guided.QKVAttentionLegacy):
         def split(self, qkv):

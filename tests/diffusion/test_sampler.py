@@ -299,6 +299,37 @@ def test_the_network_runs_in_evaluation_mode_without_gradients() -> None:
     assert not result.is_inference()
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_every_module_gets_its_mode_back(frozen: bool) -> None:
+    """Also a frozen part of a network that trains, and one that trains in one that does not.
+
+    ``train`` hears of it: some layers merge weights when they stop training.
+    """
+
+    class Merging(nn.Dropout):
+        merged = False
+
+        def train(self, mode: bool = True) -> Merging:
+            self.merged = not mode
+            return super().train(mode)
+
+    class Holding(LabelledNetwork):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Sequential(Merging())
+
+        def forward(self, x: Tensor, gamma: Tensor, label: Tensor) -> Tensor:
+            assert not any(each.training for each in self.modules())
+            return super().forward(x, gamma, label)
+
+    network = Holding().train(frozen)
+    network.part.train(not frozen)
+    modes = [each.training for each in network.modules()]
+    Sampler(network, LEVELS).sample(make_condition(), seeds=SEEDS, label=torch.arange(5))
+    assert [each.training for each in network.modules()] == modes
+    assert network.part[0].merged == frozen
+
+
 class HostReads(TorchDispatchMode):
     """Records the operations in which the host waits for a value of the device."""
 
