@@ -15,6 +15,19 @@ if TYPE_CHECKING:
     from palette.training.distributed import World
 
 
+_SAMPLING = {
+    "samples_per_input": 1,
+    "limit": None,
+    "weights": ["ema"],
+    "seed": 0,
+    "steps": None,
+    "solver": None,
+    "precision": "auto",
+}
+"""What says nothing to pictures that are there already. The defaults are filled in later, so that
+it shows what was given."""
+
+
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to those of the program."""
     command = commands.add_parser(
@@ -29,7 +42,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     command.add_argument("--preset", help="a row of the paper's tables, such as colorize-5k")
     command.add_argument(
-        "--output", metavar="DIR", help="default: evaluation/ in the run directory"
+        "--output",
+        metavar="DIR",
+        help="default: evaluation/NAME in the run directory, by preset or else weights",
     )
     command.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
     _add_sampling(command.add_argument_group("sampling"))
@@ -40,7 +55,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _add_sampling(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--samples-per-input", type=positive, default=1, metavar="N")
+    group.add_argument("--samples-per-input", type=positive, metavar="N", help="default: 1")
     group.add_argument(
         "--batch-size", type=positive, default=16, metavar="N", help="evaluated at once"
     )
@@ -48,16 +63,13 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--weights",
         type=lambda text: text.split(","),
-        default=["ema"],
-        help="ema, raw, or a further average by name; several with commas: ema,raw",
+        help="ema (the default), raw, or a further average by name; several with commas: ema,raw",
     )
-    group.add_argument("--seed", type=int, default=0, help="of the first input's first sample")
+    group.add_argument("--seed", type=int, help="of the first input's first sample; default: 0")
     group.add_argument("--steps", type=positive, help="network evaluations per sample")
     group.add_argument("--solver", choices=SOLVERS)
     group.add_argument("--device", default="auto")
-    group.add_argument(
-        "--precision", choices=("auto", "float32", "bfloat16", "float16"), default="auto"
-    )
+    group.add_argument("--precision", choices=("auto", "float32", "bfloat16", "float16"))
 
 
 def _add_folders(group: argparse._ArgumentGroup) -> None:
@@ -102,6 +114,9 @@ def _add_human(group: argparse._ArgumentGroup) -> None:
 
 def _evaluate(options: argparse.Namespace) -> int:
     _check(options)
+    for name, default in _SAMPLING.items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
     try:
         return _score_folders(options) if options.samples else _score_model(options)
     except KeyboardInterrupt:
@@ -175,9 +190,10 @@ def _check(options: argparse.Namespace) -> None:
         if not (options.checkpoint or options.config or options.preset):
             raise ValueError("evaluate: wanted is a checkpoint, or --samples DIR --truth DIR")
         return
-    for name in ("checkpoint", "config", "preset", "overrides"):
-        if getattr(options, name):
-            raise ValueError(f"{name}: does not go with --samples, which are there already")
+    for name in ("checkpoint", "config", "preset", "overrides", *_SAMPLING):
+        if getattr(options, name) not in (None, []):
+            said = name.replace("_", "-")
+            raise ValueError(f"{said}: does not go with --samples, which are there already")
     if options.unpaired and options.output:
         raise ValueError("--output: shows samples beside their truth, which --unpaired has none of")
     if options.human and not options.output:
@@ -237,10 +253,19 @@ def _output(options: argparse.Namespace, request: Request) -> Path:
     if options.output is not None:
         where = Path(options.output)
     elif request.preset is not None:
-        where = Path(request.config.run.dir, "evaluation", request.preset)
+        where = _run_folder(request) / "evaluation" / request.preset
     else:
-        return Path(request.config.run.dir, "evaluation", request.weights)
+        return _run_folder(request) / "evaluation" / request.weights
     return where / request.weights if len(options.weights) > 1 else where
+
+
+def _run_folder(request: Request) -> Path:
+    """The run that the checkpoint lies in, which may have moved; or else what its config says."""
+    from palette.checkpoint import steps
+
+    path = Path(request.checkpoint)
+    runs = (folder for folder in (path, *path.parents) if steps(folder))
+    return next(runs, Path(request.config.run.dir))
 
 
 def _scoring(options: argparse.Namespace, processes: World) -> Scoring:

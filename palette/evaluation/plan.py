@@ -9,13 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from palette.build import default_eta, image_size
+import numpy as np
+
+from palette.build import build_levels, default_eta, image_size
+from palette.checkpoint import DIGEST
 from palette.config import Config
 from palette.data.dataset import TaskDataset
+from palette.evaluation import contents
 from palette.evaluation.layout import EVALUATION, INPUTS, MASKS, TRUTH
+from palette.evaluation.progress import Progress
 from palette.pipeline import Pipeline
+from palette.training.distributed import World
 
-FORMAT = 1
+FORMAT = 2
 _COPY_STRIDE = 1 << 32
 
 
@@ -64,6 +70,8 @@ class Plan:
     """Every so many evaluations one is whole; 1: all."""
     grid: str
     """Noise levels: "log_snr" or "published"."""
+    levels: str
+    """First digits of the SHA-256 of the noise levels themselves."""
     seed: int
     samples_per_input: int
     batch_size: int
@@ -73,7 +81,8 @@ class Plan:
     task_options: dict[str, Any]
     """The other options of the config's section ``task``."""
     data: dict[str, Any]
-    """source, path, fit, limit, held_out, seed (of crops, masks) and the SHA-256 of all names."""
+    """source, path, fit, limit, held_out, seed (of crops, masks); pictures and masks: first digits
+    of the SHA-256 of what they hold."""
     images: int
     """Number of inputs."""
     image_size: tuple[int, int]
@@ -126,7 +135,7 @@ class Plan:
 
     def _pixels(self) -> dict[str, Any]:
         facts = dataclasses.asdict(self)
-        # Which weights and which pictures these are, their hashes say; both may have moved.
+        # Which weights and which pictures these are, their contents say; both may have moved.
         for name in ("checkpoint", "weights", "preset"):
             del facts[name]
         facts["data"] = {key: value for key, value in self.data.items() if key != "path"}
@@ -145,23 +154,30 @@ def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_plan(
-    request: Request, model: Pipeline, dataset: TaskDataset, *, held_out: bool = False
+    request: Request,
+    model: Pipeline,
+    dataset: TaskDataset,
+    world: World,
+    progress: Progress,
+    *,
+    held_out: bool = False,
 ) -> Plan:
     """What a request comes to.
 
     Args:
         request: what was asked for.
         model: its checkpoint, open.
-        dataset: its data, in a fixed order.
+        dataset: its data, in a fixed order; all that is evaluated is read once.
+        world: this process and the others, which get the same plan.
+        progress: hears how far it is.
         held_out: whether these were held out of training.
 
     Raises:
-        UnreadableImages: the first pictures cannot be read.
+        UnreadableImages: a picture cannot be read.
     """
     config = request.config
     record = model.record(request.seed, steps=request.steps, solver=request.solver)
     images = min(len(dataset), request.limit or len(dataset))
-    names = json.dumps([dataset.source.name(number) for number in range(images)])
     data, task, first = config.data, dataclasses.asdict(config.task), dataset[(0, 0)]
     pictures = {
         INPUTS: first["condition"].shape[0] in (1, 3),
@@ -178,6 +194,7 @@ def make_plan(
         guidance=config.sample.guidance,
         reuse=config.sample.reuse,
         grid=config.sample.grid if record["steps"] == config.sample.steps else "log_snr",
+        levels=_digest_of_levels(config, record["steps"]),
         seed=request.seed,
         samples_per_input=request.samples_per_input,
         batch_size=request.batch_size,
@@ -191,7 +208,8 @@ def make_plan(
             "limit": data.limit,
             "held_out": held_out,
             "seed": config.run.seed,
-            "names_sha256": hashlib.sha256(names.encode()).hexdigest(),
+            "pictures": contents.pictures(dataset.source, images, world, progress),
+            "masks": contents.masks(config.task.mask),
         },
         images=images,
         image_size=image_size(config),
@@ -199,3 +217,9 @@ def make_plan(
         pictures=tuple(folder for folder, there in pictures.items() if there),
         preset=request.preset,
     )
+
+
+def _digest_of_levels(config: Config, steps: int) -> str:
+    # In float32, as the network sees them: processors differ in the last bits of float64.
+    levels = build_levels(config, steps).astype(np.float32)
+    return hashlib.sha256(levels.tobytes()).hexdigest()[:DIGEST]

@@ -58,7 +58,7 @@ def _facts(
         ("task", plan.task, table.task),
         ("setting", _setting(plan, table), table.setting),
         ("data", table.data if _is_list_of(table, plan) else _data(plan), table.data),
-        ("images", plan.images, table.images),
+        ("images", plan.images, table.images or plan.images),
         ("image size", "x".join(map(str, plan.image_size)), f"{SIDE}x{SIDE}"),
         ("samples per input", plan.samples_per_input, 1),
         ("steps", plan.steps, STEPS),
@@ -104,7 +104,10 @@ def _data(plan: Plan) -> str:
 
 def _is_list_of(table: paper.Table, plan: Plan) -> bool:
     """Whether the pictures come from the paper's list, by its name."""
-    return plan.data["source"] == "list" and LISTS[table.data] in Path(plan.data["path"]).name
+    name = LISTS.get(table.data)
+    if name is None or plan.data["source"] != "list":
+        return False
+    return name in Path(plan.data["path"]).name
 
 
 def _setting(plan: Plan, table: paper.Table) -> str:

@@ -13,6 +13,7 @@ from palette import upstream
 from palette.build import build_datasets
 from palette.config import Config
 from palette.data.dataset import TaskDataset
+from palette.data.sources import class_names
 from palette.evaluation import page, paper
 from palette.evaluation.drawing import draw
 from palette.evaluation.importing import bring_in
@@ -29,8 +30,8 @@ from palette.evaluation.layout import (
 from palette.evaluation.plan import Plan, Request, make_plan
 from palette.evaluation.progress import Bars
 from palette.evaluation.protocol import beside_the_paper
-from palette.evaluation.scoring import Scoring, score, write_scores
-from palette.metrics.pairing import list_both
+from palette.evaluation.scoring import FOLDERS, Scoring, score, write_scores
+from palette.metrics.pairing import class_folders, list_both
 from palette.metrics.scores import Scores
 from palette.pipeline import load
 from palette.training.distributed import World
@@ -87,16 +88,19 @@ def evaluate(request: Request, root: Path, scoring: Scoring, world: World) -> Sc
         device=world.device,
         precision=request.precision,
     )
-    dataset, held_out = _data(request.config, request.split)
-    plan = make_plan(request, model, dataset, held_out=held_out)
+    dataset, others = _data(request.config, request.split)
+    bars = Bars(active=world.is_first)
+    plan = make_plan(request, model, dataset, world, bars, held_out=others is not None)
     if scoring.reference is not None:
         cache, size = scoring.cache or root / REFERENCE, scoring.size or plan.image_size
         scoring = dataclasses.replace(scoring, cache=cache, size=size)
+    if scoring.labels == FOLDERS:
+        folders = _class_folders(request.config, dataset, others)
+        scoring = dataclasses.replace(scoring, folders=folders)
     facts = {"scoring": scoring.as_json(), "command": list(request.command)}
     layout = _begin(plan, dataset, root, facts, world)
     names = {layout.name(i): dataset.source.name(i) for i in range(plan.images)}
     scoring.check(names, paired=plan.paired)
-    bars = Bars(active=world.is_first)
     draw(model, dataset, plan, layout, world, bars)
     world.wait()
     masks = root / MASKS if MASKS in plan.pictures else None
@@ -163,11 +167,19 @@ def _of_model(request: Request) -> Config:
     return dataclasses.replace(request.config, task=saved.task)
 
 
-def _data(config: Config, split: bool) -> tuple[TaskDataset, bool]:
-    """What is evaluated, in a fixed order, and whether it was held out of training."""
+def _data(config: Config, split: bool) -> tuple[TaskDataset, TaskDataset | None]:
+    """What is evaluated, in a fixed order, and what it was held out of where it was."""
     plain = dataclasses.replace(config.data, flip=False, shuffle=False)
     everything, held_out = build_datasets(dataclasses.replace(config, data=plain), split=split)
-    return held_out or everything, held_out is not None
+    return (everything, None) if held_out is None else (held_out, everything)
+
+
+def _class_folders(config: Config, evaluated: TaskDataset, others: TaskDataset | None) -> list[str]:
+    """Names of all class folders of the data, in order of their classes."""
+    if config.data.source == "classes":
+        return class_names(config.data.path)
+    sources = [part.source for part in (evaluated, others) if part is not None]
+    return class_folders(source.name(i) for source in sources for i in range(len(source)))
 
 
 def _begin(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,7 +13,13 @@ from palette.evaluation.layout import SCORES, TABLE, write_json
 from palette.evaluation.progress import Progress
 from palette.metrics.folders import Shard, score_folders
 from palette.metrics.kept import KEPT
-from palette.metrics.pairing import labels_of_folders, list_files, read_labels
+from palette.metrics.pairing import (
+    class_folders,
+    labels_of_folders,
+    list_files,
+    plain_name,
+    read_labels,
+)
 from palette.metrics.reading import Size
 from palette.metrics.scorer import Networks
 from palette.metrics.scores import Scores
@@ -32,6 +39,8 @@ class Scoring:
     """Folder for the statistics of the reference."""
     labels: str | None = None
     """File of lines "<image name> <class number>", or "folders"."""
+    folders: Sequence[str] = ()
+    """With "folders" the names of all, class 0, 1, …; where empty those of the pictures scored."""
     size: Size | None = None
     """(height, width) that all pictures are cropped and resized to."""
     batch_size: int = 16
@@ -50,7 +59,7 @@ class Scoring:
         if self.labels is not None:
             if not paired:
                 raise ValueError(f"labels {self.labels}: these samples belong to no picture")
-            _labels(self.labels, names)
+            _labels(self, names)
 
     def as_json(self) -> dict[str, Any]:
         """For ``evaluation.json``."""
@@ -94,7 +103,7 @@ def score(
         truth,
         reference=scoring.reference,
         masks=masks,
-        labels=None if scoring.labels is None else _labels(scoring.labels, names),
+        labels=None if scoring.labels is None else _labels(scoring, names),
         networks=scoring.networks,
         paired=paired,
         size=scoring.size,
@@ -106,19 +115,33 @@ def score(
     )
 
 
-def _labels(source: str, names: dict[str, str]) -> dict[str, int]:
+def _labels(scoring: Scoring, names: dict[str, str]) -> dict[str, int]:
     """Class of each input; a file may call an image by its path or by its last part alone."""
-    plain = {number: str(PurePosixPath(name).with_suffix("")) for number, name in names.items()}
-    by_folder = source == FOLDERS
-    known = labels_of_folders(list(plain.values())) if by_folder else read_labels(source)
+    assert scoring.labels is not None
+    plain = {number: plain_name(name) for number, name in names.items()}
+    by_folder = scoring.labels == FOLDERS
+    known = _by_folder(scoring, plain.values()) if by_folder else read_labels(scoring.labels)
     found = {
         number: known.get(name, known.get(PurePosixPath(name).name))
         for number, name in plain.items()
     }
     lonely = [names[number] for number, label in found.items() if label is None]
     if lonely:
-        raise ValueError(f"{source}: no class of {len(lonely)} inputs, the first is '{lonely[0]}'")
+        raise ValueError(
+            f"{scoring.labels}: no class of {len(lonely)} inputs, the first is '{lonely[0]}'"
+        )
     return {number: label for number, label in found.items() if label is not None}
+
+
+def _by_folder(scoring: Scoring, names: Collection[str]) -> dict[str, int]:
+    folders = scoring.folders or class_folders(names)
+    classifier = scoring.networks.classifier
+    if classifier is not None and len(folders) != classifier.classes:
+        raise ValueError(
+            f"labels folders: the pictures lie in {len(folders)} folders, the classifier has "
+            f"{classifier.classes} classes; wanted is a folder for each, or a file of labels"
+        )
+    return labels_of_folders(names, folders)
 
 
 def write_scores(root: Path, scores: Scores, paper: dict[str, Any] | None) -> None:

@@ -74,7 +74,9 @@ def score_folders(
         paired: False: two sets of pictures with nothing to do with each other.
         size: (height, width) to crop and resize all to; they are scored as they are otherwise.
         batch_size: images a network sees at once.
-        cache: folder for the reference's statistics, which are then computed only once.
+        cache: folder for the reference's statistics, which are then computed only once: they are
+            found again by the contents of its images in order of names, the network, ``size`` and
+            ``keep``.
         keep: how many images' features are kept whole, for KID, precision and recall.
         shard: the place of this process among several; all get the same scores.
         progress: hears how far it is.
@@ -122,26 +124,6 @@ def score_folders(
         names=dict(enumerate(found)),
         inputs=dict(enumerate(real)) if paired else None,
     )
-
-
-def reference_statistics(
-    folder: Folder,
-    networks: Networks,
-    *,
-    size: Size | None = None,
-    batch_size: int = 16,
-    cache: Folder | None = None,
-    keep: int = KEPT,
-    shard: Shard | None = None,
-    progress: Progress | None = None,
-) -> FeatureStatistics:
-    """Statistics of all images in a folder, from ``cache`` where it has them.
-
-    They are cached by the contents of the images in order of names, the network, ``size`` and
-    ``keep``. Arguments and errors as of :func:`score_folders`.
-    """
-    reader = _Reader(size, batch_size, shard or Shard(), progress)
-    return reader.statistics(list_files(folder), networks, keep, cache)
 
 
 class _Loaded(NamedTuple):

@@ -70,13 +70,6 @@ class Kept:
         for priority, index, place in sorted(other._heap, reverse=True):
             self._offer(other._rows[place], (priority, index))
 
-    def bound(self) -> tuple[int, int] | None:
-        """The rank (priority, number) of the worst image kept; None while there is room."""
-        if len(self) < self.limit:
-            return None
-        priority, index, _ = self._heap[0]
-        return -priority, -index
-
     def ranks(self) -> list[tuple[int, int]]:
         """(priority, number) of every image kept; low ones are kept before high ones."""
         return [(-priority, -index) for priority, index, _ in self._heap]

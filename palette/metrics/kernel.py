@@ -33,8 +33,9 @@ def kernel_distance(
 ) -> KernelDistance:
     """KID of two sets of features [M, D] and [N, D], in float64.
 
-    Subsets are drawn without replacement, by numbers that depend on M and N alone. Where both sets
-    have no more rows than a subset, there is one subset: everything.
+    Subsets have ``subset_size`` rows, or as many as the smaller set, and are drawn without
+    replacement, by numbers that depend on M and N alone. Where both sets are as long as a subset
+    there is one subset: everything.
 
     Raises:
         ValueError: fewer than two rows, or different numbers of features.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from palette.data.paths import printable, scan
+from palette.data.paths import EXTENSIONS, printable, scan
 
 PUBLISHED = ("Out_", "GT_", "Mask_")
 """How the published test writes samples, truth and masks, all into one folder."""
@@ -19,6 +19,7 @@ Files = dict[str, str]
 Folder = str | os.PathLike[str]
 
 _COPY = re.compile(r"(.+)_(\d+)")
+_EXTENSION = re.compile(rf"({'|'.join(map(re.escape, EXTENSIONS))})(-\d+)?$", re.IGNORECASE)
 
 
 class Sample(NamedTuple):
@@ -111,31 +112,51 @@ def find_masks(masks: Folder, names: list[str], *, prefix: str = "") -> dict[str
     return {name: files[name] for name in names}
 
 
-def labels_of_folders(names: list[str]) -> dict[str, int]:
-    """The class of each image from the first folder of its name, numbered in order of names.
+def plain_name(name: str) -> str:
+    """A name without the extension of an image, also where the data hold it out again ("-1")."""
+    return _EXTENSION.sub("", name)
 
-    As torchvision's ImageFolder and the usual layout of ImageNet have it.
+
+def class_folders(names: Iterable[str]) -> list[str]:
+    """The folders next to images, in order of names: class 0, 1, …, as in ImageNet's layout.
+
     Raises ValueError for an image that is in no folder.
     """
-    outside = [name for name in names if "/" not in name]
-    if outside:
-        raise ValueError(f"labels: '{outside[0]}' is in no class folder (class/image.png)")
-    folders = sorted({name.split("/")[0] for name in names})
+    folders = set()
+    for name in names:
+        parts = name.split("/")
+        if len(parts) < 2:
+            raise ValueError(f"labels: '{name}' is in no class folder (class/image.png)")
+        folders.add(parts[-2])
+    return sorted(folders)
+
+
+def labels_of_folders(names: Iterable[str], folders: Sequence[str]) -> dict[str, int]:
+    """The class of each image: the place in ``folders`` of the nearest folder that is among them.
+
+    An image without one is left out.
+    """
     numbers = {folder: number for number, folder in enumerate(folders)}
-    return {name: numbers[name.split("/")[0]] for name in names}
+    found = {}
+    for name in names:
+        label = next((part for part in reversed(name.split("/")[:-1]) if part in numbers), None)
+        if label is not None:
+            found[name] = numbers[label]
+    return found
 
 
 def read_labels(path: Folder) -> dict[str, int]:
     """Classes from a text file of lines "<image name> <class number>", as ImageNet's val.txt.
 
-    Extensions are dropped. Raises ValueError that names file and line.
+    Extensions of images are dropped. Raises ValueError that names file and line; so it does for a
+    name that was there before.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise ValueError(f"{printable(path)}: {reason}") from None
-    labels = {}
+    labels: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -144,7 +165,12 @@ def read_labels(path: Folder) -> dict[str, int]:
             raise ValueError(
                 f"{printable(path)}, line {number}: wanted is '<image name> <class number>'"
             )
-        labels[os.path.splitext(name.strip())[0]] = int(label)
+        plain = plain_name(name.strip())
+        if plain in labels:
+            raise ValueError(
+                f"{printable(path)}, line {number}: '{plain}' has a class already; wanted is one"
+            )
+        labels[plain] = int(label)
     return labels
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 Better = Literal["higher", "lower", "neither"]
@@ -56,12 +54,6 @@ class Scores:
             raise KeyError(f"{key}: {reason}")
         return self.scores[key]
 
-    def ranked(self, key: str) -> list[tuple[int, float]]:
-        """Image number and value of a metric of single images, the best first."""
-        sign = -1 if self[key].better == "higher" else 1
-        values = self.per_image[key].items()
-        return sorted(values, key=lambda item: (sign * item[1], item[0]))
-
     def table(self) -> str:
         """All figures as text, with what they used, what is absent, and the protocol."""
         uses = list(dict.fromkeys(s.uses for s in self.scores.values() if s.uses))
@@ -94,16 +86,6 @@ class Scores:
     def _name(self, key: str, number: int) -> str:
         known = self.inputs if key.startswith("diversity") else self.names
         return known.get(number, str(number))
-
-    def write(self, path: str | os.PathLike[str], *, per_image: bool = False) -> None:
-        """Write the JSON; the file appears only when it is whole."""
-        final = Path(path)
-        temporary = final.with_name(f".tmp-{os.getpid()}-{final.name}")
-        try:
-            temporary.write_text(self.to_json(per_image=per_image), encoding="utf-8")
-            temporary.replace(final)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 STAND_IN = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -84,3 +85,24 @@ def run(tmp_path_factory) -> Path:
     config.write_text(TINY.replace("RUN", str(folder / "run")))
     assert main(["train", "-c", str(config), "--debug"]) == 0
     return folder / "run"
+
+
+class _Always(torch.nn.Module):
+    def __init__(self, label: int, classes: int) -> None:
+        super().__init__()
+        self.answer = torch.nn.Parameter(torch.eye(classes)[label : label + 1])
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.answer.expand(len(pictures), -1)
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Callable[[int, int], str]:
+    """File of a classifier that has one answer to every picture: ``classifier(label, classes)``."""
+
+    def classifier(label: int, classes: int) -> str:
+        path = tmp_path / f"{label}-of-{classes}.pt"
+        torch.jit.save(torch.jit.script(_Always(label, classes)), path)
+        return str(path)
+
+    return classifier

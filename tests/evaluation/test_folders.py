@@ -108,6 +108,15 @@ def test_classes_by_file_and_by_folder(tmp_path, capsys):
         assert main([*arguments, labels]) == 0
         line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("CA, top"))
         assert line.split()[4] == "50"
+    for side in ("s", "t"):  # numbers of frames are no extensions
+        folder(tmp_path / "frames" / side, ["a.1.png", "a.2.png"])
+    frames = [str(tmp_path / "frames" / side) for side in ("s", "t")]
+    for text in ("a.1.png 0\na.2.png 1\n", "a.1 0\na.2 1\n"):
+        (tmp_path / "labels.txt").write_text(text)
+        more = [*arguments[5:], str(tmp_path / "labels.txt")]
+        assert main(["evaluate", "--samples", frames[0], "--truth", frames[1], *more]) == 0
+        line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("CA, top"))
+        assert line.split()[4] == "50"
     (tmp_path / "labels.txt").write_text("cat1.png 0\n")
     assert main([*arguments, str(tmp_path / "labels.txt")]) == 2
     assert "no class of 1 inputs, the first is 'dog/dog1'" in capsys.readouterr().err
@@ -164,6 +173,18 @@ MISTAKES = {
     "missing weights": (_more("--lpips", "alex=PATH/no.pth"), "no.pth: No such file"),
     "missing masks": (_more("--masks", "PATH/no.png"), "no.png: No such file"),
     "config of folders": (_more("-c", "x.yaml"), "config: does not go with --samples"),
+    **{
+        f"{name} of folders": (_more(f"--{name}", value), f"{name}: does not go with --samples")
+        for name, value in (
+            ("limit", "5"),
+            ("samples-per-input", "1"),
+            ("weights", "ema"),
+            ("seed", "0"),
+            ("steps", "5"),
+            ("solver", "ddim"),
+            ("precision", "auto"),
+        )
+    },
     "sets on a page": (_more("--unpaired", "--output", "PATH/o"), "--output: shows samples"),
     "trial without a folder": (_more("--human"), "--human: needs --output DIR"),
     "someone's folder": (

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,16 @@ import torch
 from PIL import Image
 
 from palette.cli import main
-from palette.evaluation import layout
+from palette.data.sources import Classes, Folder, Pairs
+from palette.data.split import First, Remainder
+from palette.evaluation import contents, layout
+from palette.evaluation import run as evaluation
+from palette.evaluation.plan import Request
+from palette.evaluation.progress import Bars
+from palette.evaluation.scoring import Scoring
 from palette.files import write_png
+from palette.metrics.scorer import Networks
+from palette.training.distributed import World
 
 ROOT = Path(__file__).parents[2]
 
@@ -180,6 +189,59 @@ def test_raw_weights_are_another_evaluation(run, straight, tmp_path, capsys):
     )
 
 
+def test_other_noise_levels_are_another_evaluation(run, straight, capsys):
+    same = ["--set", "sample.end=0.02", "run.dir=elsewhere"]  # of sample.grid=published alone
+    assert main([*_command(run, straight), *same]) == 0
+    assert main([*_command(run, straight), "--set", "schedule.end=0.02"]) == 2
+    assert "holds another evaluation (levels: " in capsys.readouterr().err
+
+
+def test_what_the_pictures_are_their_contents_say(run, tmp_path, capsys):
+    folder, moved, mask = tmp_path / "pictures", tmp_path / "moved", tmp_path / "mask.png"
+    for seed, name in enumerate("ab"):
+        _noise(folder / f"{name}.png", seed)
+    _noise(mask, 2)
+
+    def again(path: Path) -> int:
+        data = ["data.source=folder", f"data.path={path}", "data.validation=0"]
+        given = ["evaluate", str(run), "--output", str(tmp_path / "out"), "--set", *data]
+        return main([*given, f"task.mask={mask}"])
+
+    assert again(folder) == 0
+    before = pictures(tmp_path / "out")
+    folder.rename(moved)
+    assert again(moved) == 0
+    assert pictures(tmp_path / "out") == before
+    _noise(moved / "b.png", 3)
+    assert again(moved) == 2
+    assert "holds another evaluation (data.pictures: " in capsys.readouterr().err
+    _noise(moved / "b.png", 1)
+    assert again(moved) == 0
+    _noise(mask, 4)
+    assert again(moved) == 2
+    assert "holds another evaluation (data.masks: " in capsys.readouterr().err
+
+
+def test_conditions_and_labels_are_part_of_what_a_picture_is(tmp_path):
+    for folder in ("color", "gray", "gray2"):
+        _noise(tmp_path / folder / "a.png", len(folder))
+    color, gray, other = (str(tmp_path / name) for name in ("color", "gray", "gray2"))
+    _noise(tmp_path / "classes" / "cat" / "a.png", 0)
+    _noise(tmp_path / "classes" / "dog" / "a.png", 0)
+    classes = Classes(tmp_path / "classes")
+    sources = [
+        Folder(color),
+        Pairs(color, conditions=gray),
+        Pairs(color, conditions=other),
+        Pairs(gray, conditions=color),
+        First(classes, 1),
+        Remainder(classes, 1),
+    ]
+    alone = World(0, 1, torch.device("cpu"))
+    found = [contents.pictures(source, 1, alone, Bars(active=False)) for source in sources]
+    assert len(set(found)) == len(sources)
+
+
 def test_several_weights_stand_side_by_side(run, tmp_path, capsys):
     assert evaluate(run, tmp_path, "--weights", "ema,raw,0.5,swa", "--limit", "2") == 0
     for name in ("ema", "raw", "0.5", "swa"):
@@ -187,6 +249,25 @@ def test_several_weights_stand_side_by_side(run, tmp_path, capsys):
         assert (tmp_path / name / "index.html").exists()
     table = capsys.readouterr().out.splitlines()
     assert ["metric", "ema", "raw", "0.5", "swa"] in [line.split() for line in table]
+
+
+def test_without_output_it_goes_to_the_run_that_was_named(run, tmp_path, monkeypatch, capsys):
+    renamed = tmp_path / "renamed"
+    shutil.copytree(run / "checkpoints", renamed / "checkpoints")
+    newest = sorted((renamed / "checkpoints").iterdir())[-1]
+    export = tmp_path / "model.safetensors"
+    assert main(["convert", str(run), str(export)]) == 0
+    monkeypatch.chdir(tmp_path)
+    expected = {
+        str(renamed): renamed,
+        str(newest): renamed,
+        "renamed": Path("renamed"),
+        str(export): run,  # in no run: what its config says
+    }
+    for given, folder in expected.items():
+        capsys.readouterr()
+        assert main(["evaluate", given, "--dry-run"]) == 0
+        assert f"output: {folder / 'evaluation' / 'ema'}\n" in capsys.readouterr().out
 
 
 def test_the_folder_of_a_run_is_where_it_goes_by_itself(run, capsys):
@@ -199,17 +280,33 @@ def test_the_folder_of_a_run_is_where_it_goes_by_itself(run, capsys):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_what_scoring_lacks_is_said_before_anything_is_drawn(run, tmp_path, capsys):
-    class Classifier(torch.nn.Module):
-        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-            return torch.tensor([[1.0, 0.0]]).expand(len(pictures), 2)
+@pytest.mark.parametrize("held_out", [0, 2])
+def test_classes_by_folder_are_numbered_over_all_data(run, classifier, tmp_path, capsys, held_out):
+    names = ("data/emu/1", "data/ant/2", "data/emu/3", "data/cat/4")
+    for seed, name in enumerate(names):
+        _noise(tmp_path / f"{name}.png", seed)
+    listed = tmp_path / "list.txt"
+    listed.write_text("".join(f"{name}.png\n" for name in names))
+    data = ["data.source=list", f"data.path={listed}", f"data.validation={held_out}"]
+    data += ["data.validation_pictures=2"] if held_out else ["data.limit=4"]
+    arguments = ["evaluate", str(run), "--labels", "folders", "--limit", "1", "--set", *data]
+    arguments += ["--output", str(tmp_path / "out")]
+    emu = classifier(2, 3)  # of ant, cat, emu; the two that are held out are emus
+    assert main([*arguments, "--classifier", emu]) == 0
+    assert results(tmp_path / "out")["scores"]["ca"]["value"] == 100
+    assert main([*arguments, "--classifier", classifier(2, 1000)]) == 2
+    message = capsys.readouterr().err
+    assert "lie in 3 folders, the classifier has 1000 classes" in message
+    assert message.count("\n") == 1
 
-    torch.jit.save(torch.jit.script(Classifier()), tmp_path / "classes.pt")
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_scoring_lacks_is_said_before_anything_is_drawn(run, classifier, tmp_path, capsys):
     (tmp_path / "labels.txt").write_text("someone 1\n")
     given = {
         "no such folder": ["--reference", str(tmp_path / "no")],
         "no class of 7 inputs": [
-            *("--classifier", str(tmp_path / "classes.pt")),
+            *("--classifier", classifier(0, 2)),
             *("--labels", str(tmp_path / "labels.txt")),
         ],
     }
@@ -218,6 +315,21 @@ def test_what_scoring_lacks_is_said_before_anything_is_drawn(run, tmp_path, caps
         assert main(["evaluate", str(run), "--output", str(output), *more]) == 2
         assert words in capsys.readouterr().err
         assert not list(output.rglob("*.png"))
+
+
+def test_a_table_whose_pictures_the_paper_does_not_list(run, tmp_path):
+    _noise(tmp_path / "a.png", 0)
+    (tmp_path / "list.txt").write_text("a.png\n")
+    data = ["data.source=list", f"data.path={tmp_path / 'list.txt'}", "data.validation=0"]
+    config, split = evaluation.read_config(str(run), None, data)
+    request = Request(str(run), config, split, table="uncrop-top50")
+    alone = World(0, 1, torch.device("cpu"))
+    evaluation.evaluate(request, tmp_path / "out", Scoring(Networks()), alone)
+    found = results(tmp_path / "out")["paper"]
+    differences = {entry["what"]: entry["here"] for entry in found["differences"]}
+    assert found["table"] == "T10"
+    assert differences["data"] == "list list.txt"
+    assert "images" not in differences  # 0: it does not say how many
 
 
 def test_pictures_that_are_missing_or_damaged_are_named(run, tmp_path, capsys):
@@ -243,6 +355,12 @@ def test_pictures_that_are_missing_or_damaged_are_named(run, tmp_path, capsys):
         "b.png",
         "c.png",
     ]
+
+
+def _noise(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
 
 
 def _command(run: Path, output: Path) -> list[str]:

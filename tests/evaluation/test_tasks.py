@@ -59,6 +59,25 @@ def test_every_task_is_scored(tmp_path, training, scoring, table):
     assert (scores["paper"] or {"table": None})["table"] == table
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_model_with_classes_is_scored_by_them(classifier, tmp_path):
+    for name in ("cat/young", "dog"):
+        folder = tmp_path / "classes" / name
+        folder.mkdir(parents=True)
+        for number in range(3):
+            noise = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / f"{number}.png")
+    data = ["data.source=classes", f"data.path={tmp_path / 'classes'}", "model.num_classes=2"]
+    config = tmp_path / "tiny.yaml"
+    config.write_text(TINY.replace("RUN", str(tmp_path / "run")))
+    assert main(["train", "-c", str(config), "--debug", "--set", *data]) == 0
+    output = ["--output", str(tmp_path / "out"), "--limit", "1"]
+    labels = ["--labels", "folders", "--classifier", classifier(0, 2)]
+    assert main(["evaluate", str(tmp_path / "run"), *output, *labels, "--debug"]) == 0
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())["scores"]
+    assert scores["ca"]["value"] == 100
+
+
 def test_what_is_made_from_nothing_has_no_truth_of_its_own(tmp_path):
     for name in ("cat", "dog"):
         folder = tmp_path / "classes" / name

@@ -218,7 +218,6 @@ def test_kept_below_the_limit_and_precision() -> None:
     kept = Kept(2, 100)
     kept.update(_rows(3, 2, 17).float(), torch.tensor([5, 1, 3]))
     assert kept.rows.dtype == torch.float32
-    assert kept.bound() is None
     kept.update(_rows(90, 2, 18), torch.arange(10, 100))
     assert kept.rows.dtype == torch.float64
     assert kept.indices.tolist() == [1, 3, 5, *range(10, 100)]

@@ -47,19 +47,49 @@ def test_images_without_partner(
         pairing.pair(_files(*samples), _files(*truth))
 
 
-def test_labels(tmp_path: Path) -> None:
-    assert pairing.labels_of_folders(["n2/x", "n1/y", "n2/z/w"]) == {
-        "n2/x": 1,
-        "n1/y": 0,
-        "n2/z/w": 1,
+def test_classes_by_folder() -> None:
+    names = ["data/n2/x", "data/n1/y", "data/n2/z"]
+    assert pairing.class_folders(names) == ["n1", "n2"]
+    assert pairing.labels_of_folders(names, ["n0", "n1", "n2"]) == {
+        "data/n2/x": 2,
+        "data/n1/y": 1,
+        "data/n2/z": 2,
     }
+    deeper = ["cat/young/a", "b", "fox/c"]
+    assert pairing.labels_of_folders(deeper, ["cat", "dog"]) == {"cat/young/a": 0}
     with pytest.raises(ValueError, match="'x' is in no class folder"):
-        pairing.labels_of_folders(["n1/y", "x"])
+        pairing.class_folders(["n1/y", "x"])
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("a/b.JPEG", "a/b"),
+        ("frame.0001.png", "frame.0001"),
+        ("frame.0001", "frame.0001"),
+        ("v1.2/x", "v1.2/x"),
+        ("a.jpg-12", "a"),
+        ("a-12", "a-12"),
+    ],
+)
+def test_only_extensions_of_images_are_no_part_of_a_name(name: str, plain: str) -> None:
+    assert pairing.plain_name(name) == plain
+
+
+def test_labels(tmp_path: Path) -> None:
     path = tmp_path / "val.txt"
-    path.write_text("ILSVRC2012_val_1.JPEG 65\n\na picture.png  7\n")
-    assert pairing.read_labels(path) == {"ILSVRC2012_val_1": 65, "a picture": 7}
+    path.write_text("ILSVRC2012_val_1.JPEG 65\n\na picture.png  7\na.1 0\na.2 1\n")
+    assert pairing.read_labels(path) == {
+        "ILSVRC2012_val_1": 65,
+        "a picture": 7,
+        "a.1": 0,
+        "a.2": 1,
+    }
     path.write_text("a.png 1\nb.png one\n")
     with pytest.raises(ValueError, match=r"val\.txt, line 2: wanted is"):
+        pairing.read_labels(path)
+    path.write_text("a.png 1\na.jpg 2\n")
+    with pytest.raises(ValueError, match=r"val\.txt, line 2: 'a' has a class already"):
         pairing.read_labels(path)
     with pytest.raises(ValueError, match="No such file"):
         pairing.read_labels(tmp_path / "none.txt")
