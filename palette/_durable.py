@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from palette._archive import CheckpointError
+
+_TEMPORARY = re.compile(r"\.tmp-(\d+)-.+")  # the process that writes it, and its final name
 
 
 @contextlib.contextmanager
@@ -40,10 +43,25 @@ def free_bytes(path: Path) -> str:
 
 
 def sweep(parent: Path) -> None:
-    """Remove what killed processes left under temporary names."""
+    """Remove what killed processes left under temporary names, and nothing else of such a name."""
     for path in parent.glob(".tmp-*"):
-        with contextlib.suppress(OSError):
-            remove(path)
+        name = _TEMPORARY.fullmatch(path.name)
+        if name and not _writes(int(name[1])):
+            with contextlib.suppress(OSError):
+                remove(path)
+
+
+def _writes(process: int) -> bool:
+    """Whether another process of this number lives; our own has nothing begun when it sweeps."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def remove(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,41 +16,94 @@ from palette.data import images, masks, region
 from palette.data.canvas import Rectangle, windows
 from palette.data.order import Draws
 
-Picture: TypeAlias = "PILImage.Image | str | os.PathLike[str] | npt.NDArray[np.uint8] | Tensor"
+Array: TypeAlias = npt.NDArray[Any]
+Picture: TypeAlias = "PILImage.Image | str | os.PathLike[str] | Array | Tensor"
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow turns colour to grey
 
 
 def open_picture(picture: Picture) -> PILImage.Image:
-    """Any kind of picture as mode "RGB". Raises UnreadableImage."""
+    """Any kind of picture as mode "RGB", made plain as :func:`images.standard` does with a file.
+
+    An array is uint8 or uint16, [H, W] or [H, W, 1, 3 or 4], a tensor [1 or 3, H, W] in [-1, 1].
+    Raises UnreadableImage, and ValueError for other arrays and tensors.
+    """
     if isinstance(picture, Tensor):
         return images.to_image(picture).convert("RGB")
     if isinstance(picture, np.ndarray):
-        return PILImage.fromarray(picture).convert("RGB")
-    if isinstance(picture, PILImage.Image):
-        return picture.convert("RGB")
-    return images.read(picture).convert("RGB")
+        picture = _from_array(picture)
+    if not isinstance(picture, PILImage.Image):
+        return images.read(picture).convert("RGB")
+    try:
+        return images.standard(picture).convert("RGB")
+    except ValueError as error:
+        raise ValueError(f"image: {error}") from None
 
 
 def open_mask(mask: Picture, picture: PILImage.Image, seed: int) -> region.Mask:
-    """The hole [H, W] in a picture; a name such as "center" is drawn with the seed.
+    """The hole [H, W] in a picture: where the mask is brighter than the middle grey.
 
-    Raises ValueError for a mask of another size.
+    Colours count by luma, and transparent pixels as black. White is 1 in a tensor, and in an array
+    where nothing is larger; else 255, or 65535 of uint16. A name such as "center" is drawn with
+    the seed. Raises UnreadableImage, and ValueError for a mask of another size or shape.
     """
     size = (picture.height, picture.width)
     if isinstance(mask, str) and masks.is_name(mask):
         return masks.find_mask(mask)(*size, Draws(seed))
     if isinstance(mask, (str, os.PathLike)):
         hole = masks.load_mask(mask)
-    elif isinstance(mask, Tensor):
-        hole = (mask.reshape(mask.shape[-2:]).cpu().numpy() > 0.5).astype(np.uint8)
-    elif isinstance(mask, np.ndarray):
-        hole = (mask > (0.5 if mask.max(initial=0) <= 1 else 127)).astype(np.uint8)
+    elif isinstance(mask, (Tensor, np.ndarray)):
+        hole = _hole(mask)
     else:
-        hole = (np.asarray(mask.convert("L")) > 127).astype(np.uint8)
+        hole = masks.hole_in(mask)
     if hole.shape != size:
         raise ValueError(
             f"mask: its size {hole.shape[1]}x{hole.shape[0]} is not the image's {size[1]}x{size[0]}"
         )
     return hole
+
+
+def _from_array(array: Array) -> PILImage.Image:
+    _check_array(array)
+    pixels = array[..., 0] if array.shape[2:] == (1,) else array
+    if pixels.dtype.itemsize == 2:
+        pixels = np.rint(pixels / 257).astype(np.uint8)  # 65535 is white
+    return PILImage.fromarray(pixels)
+
+
+def _check_array(array: Array) -> None:
+    integers = array.dtype.kind == "u" and array.dtype.itemsize <= 2
+    if not integers or array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,), (4,)):
+        raise ValueError(
+            f"image: found an array of {array.dtype} {list(array.shape)}, wants uint8 or uint16, "
+            "[H, W] or [H, W, 1, 3 or 4]"
+        )
+
+
+def _hole(mask: Array | Tensor) -> region.Mask:
+    levels = _channels_last(mask) if isinstance(mask, Tensor) else mask
+    channels = levels.shape[2:]
+    if levels.dtype.kind not in "buif" or channels not in ((), (1,), (3,), (4,)) or levels.ndim < 2:
+        raise ValueError(
+            f"mask: found {mask.dtype} {list(mask.shape)}, wants numbers, in an array [H, W] or "
+            "[H, W, 1, 3 or 4], in a tensor [H, W] or [1 or 3, H, W]"
+        )
+    white = 65535 if levels.dtype == np.uint16 else 255
+    if isinstance(mask, Tensor) or levels.max(initial=0) <= 1:
+        white = 1
+    if channels == (1,):
+        levels = levels[..., 0]
+    elif channels:
+        cover = levels[..., 3] / white if channels == (4,) else 1
+        levels = levels[..., :3] @ _LUMA * cover
+    return (levels > white / 2).astype(np.uint8)
+
+
+def _channels_last(mask: Tensor) -> Array:
+    while mask.ndim > 3 and mask.shape[0] == 1:
+        mask = mask[0]
+    planes = mask.detach().cpu().float()
+    return (planes.movedim(0, -1) if mask.ndim == 3 else planes).numpy()
 
 
 def extended(picture: Picture, box: Rectangle) -> tuple[Picture, region.Mask]:
@@ -81,17 +134,19 @@ def extended(picture: Picture, box: Rectangle) -> tuple[Picture, region.Mask]:
     return plain.crop(box), hole
 
 
-def size_of(picture: PILImage.Image | npt.NDArray[np.uint8] | Tensor) -> tuple[int, int]:
-    """Height and width."""
+def size_of(picture: PILImage.Image | Array | Tensor) -> tuple[int, int]:
+    """Height and width. Raises ValueError for an array that is no picture."""
     if isinstance(picture, PILImage.Image):
         return picture.height, picture.width
-    shape = picture.shape[-2:] if isinstance(picture, Tensor) else picture.shape[:2]
-    return shape[0], shape[1]
+    if isinstance(picture, Tensor):
+        return picture.shape[-2], picture.shape[-1]
+    _check_array(picture)
+    return picture.shape[0], picture.shape[1]
 
 
 def like(
     source: Picture, result: PILImage.Image, hole: region.Mask | None = None
-) -> PILImage.Image | npt.NDArray[np.uint8] | Tensor:
+) -> PILImage.Image | Array | Tensor:
     """The result as what was given; known values of a tensor are not rounded to 8 bits."""
     if isinstance(source, Tensor):
         filled = images.to_tensor(result, source.shape[0]).to(source)
@@ -99,7 +154,7 @@ def like(
             return filled
         return torch.where(torch.from_numpy(hole).to(source.device).bool(), filled, source)
     if isinstance(source, np.ndarray):
-        return cast(npt.NDArray[np.uint8], np.asarray(result))
+        return np.asarray(result)
     return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +80,17 @@ def sample_files(
         in ``then`` those of the models behind the first.
 
     Raises:
-        ValueError: no input, no mask for an image, a mask of another size, or a wish that the
-            model cannot fulfil.
+        ValueError: no input, no mask for an image, a mask of another size, a wish that the model
+            cannot fulfil, or a result that would be written over an input or a mask.
     """
     first, *stages = models
     task = _task(first, wishes.task)
     draw = _drawing(first, task, wishes, cascade=bool(stages))
     told = [_told(stage, options) for stage in stages]
-    for path, name in _numbered(task, inputs, count):
+    planned = _numbered(task, inputs, count)
+    read = [path for path, _ in planned] + _mask_files(wishes.mask)
+    _spare(read, (output / name for _, name in planned))
+    for path, name in planned:
         output.mkdir(parents=True, exist_ok=True)
         result = draw(path, {**options, "seed": seed, "progress": True})
         record = {**first.record(seed, **options), **_upscaling(wishes)}
@@ -167,6 +170,20 @@ def _numbered(task: str, inputs: list[Path], count: int) -> list[tuple[Path, str
     ]
 
 
+def _spare(read: Iterable[Path], written: Iterable[Path]) -> None:
+    """Refuse to write over what is read: a result bears the name of its input."""
+    kept = {_identity(path) for path in read if path.is_file()}
+    for target in written:
+        if target.exists() and _identity(target) in kept:
+            raise ValueError(f"--output: {target} would overwrite an input; name another folder")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """The same for every name of a file, through links and in any case of letters."""
+    facts = path.stat()
+    return facts.st_dev, facts.st_ino
+
+
 def _drawing(model: Pipeline, task: str, wishes: Wishes, *, cascade: bool) -> Draw:
     """One picture from one file, by the method of the task."""
     upscaling = ("factor", "augmentation") if cascade or task == "upscale" else ()
@@ -238,6 +255,13 @@ def _found(folder: Path) -> list[Path]:
     return [Path(paths.path(index)) for index in range(len(paths))]
 
 
+def _mask_files(mask: str | None) -> list[Path]:
+    """What ``--mask`` may read; of a mask by name nothing, and a missing one is named later."""
+    if mask is None or is_name(mask):
+        return []
+    return _found(Path(mask)) if os.path.isdir(mask) else [Path(mask)]
+
+
 def _mask_for(picture: Path, mask: str) -> str:
     if is_name(mask):
         return mask
@@ -254,9 +278,14 @@ def _mask_for(picture: Path, mask: str) -> str:
 
 def unique(stems: list[str]) -> list[str]:
     """The stems, numbered where two inputs would write the same file."""
-    seen: dict[str, int] = {}
+    taken, numbers = set(stems), dict.fromkeys(stems, 0)
     names = []
     for stem in stems:
-        seen[stem] = seen.get(stem, 0) + 1
-        names.append(stem if seen[stem] == 1 else f"{stem}~{seen[stem]}")
+        name = stem
+        while numbers[stem] > 0 and name in taken:
+            numbers[stem] += 1
+            name = f"{stem}~{numbers[stem]}"
+        numbers[stem] = max(numbers[stem], 1)
+        taken.add(name)
+        names.append(name)
     return names

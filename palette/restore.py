@@ -15,11 +15,11 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor
 
-from palette import ops
+from palette import _durable, ops
 from palette.build import build_datasets
 from palette.config import Config
 from palette.data import images
-from palette.data.dataset import Batch, Batches, TaskDataset
+from palette.data.dataset import Batch, Batches, TaskDataset, UnreadableImages
 from palette.data.loader import Loader
 from palette.diffusion.sampler import Sampler
 from palette.diffusion.solvers import REGRESSION
@@ -56,6 +56,7 @@ def run(
 
     Raises:
         ValueError, CheckpointError: there is no checkpoint, or it does not fit.
+        UnreadableImages: as of :func:`restore`.
     """
     source = checkpoint or (config.run.dir if published is None else published.resume)
     if source is None:
@@ -103,6 +104,9 @@ def restore(
         levels of 255, ``images`` (the ``mae`` of each), how they were made, and under ``metrics``
         all that :mod:`palette.metrics` can say with its built-in networks. It is written as
         ``scores.json`` too, and the metrics as a table to ``scores.txt``.
+
+    Raises:
+        UnreadableImages: an entry cannot be read; what was drawn before it stays.
     """
     folder = directory / RESULTS
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,6 +117,8 @@ def restore(
     errors: dict[str, float] = {}
     scorer = Scorer()
     for batch in Loader(dataset, order, workers=workers):
+        for _, reason in batch["skipped"]:  # a stand-in would be scored as if it were the picture
+            raise UnreadableImages(f"{reason}; a test takes all pictures or none")
         drawn, frames = _draw(model, sampler, batch, sample_num)
         mae = (drawn - batch["target"]).abs().mean(dim=(1, 2, 3))
         scorer.update(
@@ -131,8 +137,8 @@ def restore(
     found = summarise(scorer.tally, scorer.networks, names=dict(enumerate(errors)))
     scores = {"mae": total, "mae_255": total * 127.5, **record, "images": errors}
     scores["metrics"] = json.loads(found.to_json(per_image=True))
-    (folder / "scores.txt").write_text(found.table(), encoding="utf-8")
-    (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+    _durable.write_text(folder / "scores.txt", found.table())
+    _durable.write_text(folder / "scores.json", json.dumps(scores, indent=1) + "\n")
     return scores
 
 

@@ -24,7 +24,8 @@ from palette.data.tasks import Entry, Task
 Key = tuple[int, int]  # epoch, position
 Batch = dict[str, Any]
 Fit = Literal["largest", "zoom", "center", "squash"]
-Skipped = list[tuple[str, str]]  # name and reason of each picture that could not be read
+Skipped = list[tuple[str, str]]
+"""Name and reason of each picture that could not be read; of a mask twice the reason."""
 
 _SOURCE_LAYER, _TASK_LAYER, _FIT_LAYER = 0, 1, 2
 _TASK_WORDS = 64  # of a mask's draws, made for a whole batch at once
@@ -57,7 +58,8 @@ class TaskDataset(torch.utils.data.Dataset[Entry]):
 
     An entry is what the task returns, with ``name``, ``seed``, ``label`` where the source has
     classes, and ``skipped``: the pictures that could not be read and were replaced by others,
-    chosen by the same numbers. Raises UnreadableImages when none of 33 pictures can be read.
+    chosen by the same numbers, and the masks, in place of which the next was drawn. Raises
+    UnreadableImages when none of 33 pictures, or of 32 masks drawn, can be read.
     """
 
     def __init__(
@@ -112,11 +114,25 @@ class TaskDataset(torch.utils.data.Dataset[Entry]):
             extra = {} if noise is None else {"noise": noise[place]}
             if len(found.pictures) > 1:
                 extra["condition"] = images.to_tensor(found.pictures[1], self._channels)
-            entry = self._task(pixels[place], seed, draws[place], **extra)
+            entry, bad = self._made(pixels[place], seed, draws[place], extra)
             if found.label is not None:
                 entry = {**entry, "label": found.label}
-            entries.append({**entry, "name": found.name, "seed": seed, "skipped": found.skipped})
+            skipped = found.skipped + bad
+            entries.append({**entry, "name": found.name, "seed": seed, "skipped": skipped})
         return entries
+
+    def _made(
+        self, image: Tensor, seed: int, draws: Draws, extra: dict[str, Tensor]
+    ) -> tuple[Entry, Skipped]:
+        """What the task makes, and the masks that could not be read before."""
+        bad: dict[str, None] = {}
+        for _ in range(_ATTEMPTS):
+            try:
+                return self._task(image, seed, draws, **extra), [(each, each) for each in bad]
+            except UnreadableImage as error:  # its draws go on from here
+                bad[str(error)] = None
+        first = next(iter(bad))
+        raise UnreadableImages(f"none of {len(bad)} masks tried can be read; the first: {first}")
 
     def _numbers(self, keys: Sequence[Key]) -> list[tuple[int, int]]:
         """Index in the source and seed of each sample, an epoch at a time."""

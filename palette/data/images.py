@@ -25,20 +25,22 @@ from palette.data.paths import printable
 
 MAX_PIXELS = 2**27  # 134 megapixels, 0.5 GB once decoded; every phone's usual size lies below
 
-# Formats that Pillow decodes by itself. The others are left out on purpose: EPS starts a program.
-_FORMATS = (
-    "JPEG",
-    "PNG",
-    "WEBP",
-    "BMP",
-    "DIB",
-    "GIF",
-    "TIFF",
-    "PPM",
-    "TGA",
-    "JPEG2000",
-    "AVIF",
-)
+# Formats that Pillow decodes by itself, and how their files are usually named. The others are left
+# out on purpose: EPS starts a program.
+_ENDINGS = {
+    "JPEG": ".jpg",
+    "MPO": ".jpg",  # what Pillow calls a JPEG with further pictures behind it
+    "PNG": ".png",
+    "WEBP": ".webp",
+    "BMP": ".bmp",
+    "DIB": ".dib",
+    "GIF": ".gif",
+    "TIFF": ".tif",
+    "PPM": ".ppm",
+    "TGA": ".tga",
+    "JPEG2000": ".jp2",
+    "AVIF": ".avif",
+}
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -50,6 +52,7 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _EXIF_ORIENTATION = 0x0112
+_ORIENTED_BY = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 
 _WHITE = (255, 255, 255)
 
@@ -90,6 +93,15 @@ def read_bytes(data: bytes, name: str, *, at_least: tuple[int, int] | None = Non
     if not data:
         raise UnreadableImage(f"{name}: empty file")
     return _decoded(io.BytesIO(data), name, MAX_PIXELS, at_least, _WHITE)
+
+
+def usual_ending(path: str | os.PathLike[str]) -> str:
+    """How a file of this picture's format is usually named: ".jpg", ".png" and so on.
+
+    For a picture that :func:`read` takes.
+    """
+    with open(path, "rb") as file, _open(file, MAX_PIXELS, printable(path)) as image:
+        return _ENDINGS[str(image.format)]
 
 
 def _decoded(
@@ -139,7 +151,12 @@ def standard(image: Image.Image, *, background: tuple[int, int, int] = _WHITE) -
     else:
         plain = image.convert("L" if mode in ("1", "L") else "RGB")
     turn = _TRANSPOSE.get(orientation)
-    return plain if turn is None else plain.transpose(turn)
+    if turn is None:
+        return plain
+    upright = plain.transpose(turn)
+    for key in _ORIENTED_BY:  # else it would be turned again the next time
+        upright.info.pop(key, None)
+    return upright
 
 
 def to_tensor(image: Image.Image, channels: int = 3) -> Tensor:
@@ -248,7 +265,7 @@ def _open(file: IO[bytes], max_pixels: int, name: str) -> Image.Image:
 @functools.lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
     Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
+    return tuple(name for name in _ENDINGS if name in Image.OPEN)
 
 
 def _orientation(image: Image.Image) -> int:

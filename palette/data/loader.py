@@ -17,15 +17,17 @@ _LOG = logging.getLogger(__name__)
 LIMIT = 0.01  # share of unreadable pictures at which a run stops
 _FEW = 3  # so many are needed in any case: one of ten is no reason to stop
 _SHOWN = 20  # names in the message
+_FROM_WORKER = "Caught "  # so PyTorch begins the traceback that it makes of a worker's error
 
 
 class Loader:
     """Iterates over the batches of a dataset.
 
     ``workers`` processes load ahead, with 0 the calling process loads; the batches are the same.
-    ``skipped`` maps each picture that could not be read to the reason. Iterating raises
+    ``skipped`` maps each picture or mask that could not be read to the reason. Iterating raises
     UnreadableImages when more than 1 % of the pictures cannot be read: of all of them, or, well
-    beyond chance, of those tried so far.
+    beyond chance and with the masks, of those tried so far. What a worker raises arrives as it was
+    raised there, when it is a ValueError.
     """
 
     def __init__(
@@ -52,9 +54,11 @@ class Loader:
             for batch in self._timed():
                 self._count(batch)
                 yield batch
-        except UnreadableImages as error:  # a worker's comes wrapped in its traceback
-            prefix = f"{UnreadableImages.__module__}.{UnreadableImages.__qualname__}: "
-            raise UnreadableImages(str(error).splitlines()[-1].removeprefix(prefix)) from None
+        except ValueError as error:
+            if not str(error).startswith(_FROM_WORKER):
+                raise
+            message = str(error).splitlines()[-1].partition(": ")[2]  # behind the name of the type
+            raise type(error)(message) from None
 
     def waiting(self) -> float:
         """Share (0 to 1) of the time since the last call that was spent waiting for a batch."""
@@ -82,7 +86,8 @@ class Loader:
         self._tried += len(batch["name"]) + len(batch["skipped"])
         expected = LIMIT * self._tried
         surely = self._failed > expected + 4 * math.sqrt(expected)
-        if len(self.skipped) >= _FEW and (surely or len(self.skipped) > LIMIT * self._length):
+        pictures = sum(name != reason for name, reason in self.skipped.items())
+        if len(self.skipped) >= _FEW and (surely or pictures > LIMIT * self._length):
             reasons = list(self.skipped.values())
             more = f" and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
             raise UnreadableImages(

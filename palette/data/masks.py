@@ -261,9 +261,14 @@ def load_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None)
     So a mask saved as JPEG is as good as one of two values. Transparent pixels count as black.
     With ``size`` (height, width) it is resized by :func:`resize_mask`. Raises UnreadableImage.
     """
-    grey = images.read(path, background=_BLACK).convert("L")
-    mask = (np.asarray(grey) > _THRESHOLD).astype(np.uint8)
+    mask = hole_in(images.read(path, background=_BLACK))
     return mask if size is None else resize_mask(mask, size)
+
+
+def hole_in(image: Image.Image) -> MaskArray:
+    """The mask [H, W] in a picture of any mode; see :func:`load_mask`."""
+    grey = images.standard(image, background=_BLACK).convert("L")
+    return (np.asarray(grey) > _THRESHOLD).astype(np.uint8)
 
 
 def resize_mask(mask: MaskArray, size: tuple[int, int], *, cautious: bool = False) -> MaskArray:

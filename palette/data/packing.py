@@ -6,10 +6,13 @@ journal says is there, is there; whatever else a killed run left behind is writt
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import json
 import os
 import tarfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from typing import Any
 from palette._durable import flush, sweep
 
 JOURNAL = ".prepare.jsonl"
+LOCK = ".prepare.lock"
 
 
 @dataclass
@@ -36,8 +40,30 @@ class Packed:
     digests: str = ""  # of the pictures, hexadecimal, one after another
 
 
+@contextlib.contextmanager
+def reserved(folder: Path) -> Iterator[None]:
+    """A folder for shards, made where missing, that no other process packs into meanwhile.
+
+    Raises ValueError when one does already, or where there is a file of that name.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is a file; a folder for the shards is wanted")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as file:
+        try:
+            # Not flock: workers would inherit that lock, and keep it for one that was killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise ValueError(
+                f"{folder}: another palette prepare writes into it; wait, or choose another folder"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
 class Journal:
-    """What of a folder of shards is done, for the same ``facts`` as before.
+    """What of a :func:`reserved` folder of shards is done, for the same ``facts`` as before.
 
     Raises ValueError when the folder holds shards of other settings or pictures, or of something
     else.
@@ -46,9 +72,6 @@ class Journal:
     def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
         self._path = folder / JOURNAL
         self.done: list[Packed] = []
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder}: is a file; a folder for the shards is wanted")
-        folder.mkdir(parents=True, exist_ok=True)
         lines = self._lines()
         if not lines and any(folder.glob("*.tar")):
             raise ValueError(f"{folder}: holds .tar files already; an empty folder is wanted")

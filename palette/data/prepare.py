@@ -24,8 +24,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from palette.data import images
-from palette.data.packing import Journal, Packed, Shard, replace
-from palette.data.paths import Paths, printable, read_list, scan
+from palette.data.packing import Journal, Packed, Shard, replace, reserved
+from palette.data.paths import EXTENSIONS, Paths, printable, read_list, scan
 
 REPORT = "report.json"
 UNREADABLE, TOO_SMALL, DUPLICATE = "unreadable", "too small", "duplicate"
@@ -35,6 +35,7 @@ _JPEG_QUALITY = 95  # of resized pictures; above it files grow fast and no loss 
 _DIGEST_BYTES = 16
 _CHUNK = 16  # pictures a process gets at a time
 _AHEAD = 4  # chunks under way for each process
+_LOOKED_INTO, _LOOK = 16, 2**16  # files, and bytes of each, by which a set of pictures is known
 
 
 @dataclass(frozen=True)
@@ -80,24 +81,48 @@ def prepare(
         picture left out).
 
     Raises:
-        ValueError: there is no image, or ``out`` holds something else already.
+        ValueError: there is no image, ``out`` holds something else already, or another process
+            writes into it.
         UnreadableImage: not one picture could be taken.
     """
     paths = scan(source) if os.path.isdir(source) else read_list(source)
-    names = hashlib.sha256()
-    for index in range(len(paths)):
-        names.update(os.fsencode(paths[index]) + b"\0")
-    facts = {**asdict(settings), "pictures": len(paths), "names": names.hexdigest()}
-    journal = Journal(out, facts)
-    _pack(paths, out, settings, journal, workers)
-    report = _report(len(paths), journal.done)
-    if not report["kept"]:
-        first = report["named"][0]["reason"]
-        raise images.UnreadableImage(
-            f"{source}: none of {len(paths)} images can be used; the first: {first}"
-        )
-    replace(out / REPORT, (json.dumps(report, indent=1) + "\n").encode())
+    with reserved(out):
+        facts = {**asdict(settings), "pictures": len(paths), "files": _fingerprint(paths)}
+        journal = Journal(out, facts)
+        _pack(paths, out, settings, journal, workers)
+        report = _report(len(paths), journal.done)
+        if not report["kept"]:
+            first = report["named"][0]["reason"]
+            raise images.UnreadableImage(
+                f"{source}: none of {len(paths)} images can be used; the first: {first}"
+            )
+        replace(out / REPORT, (json.dumps(report, indent=1) + "\n").encode())
     return report
+
+
+def _fingerprint(paths: Paths) -> str:
+    """Tells these files from others of the same names, by their sizes and a look into a few.
+
+    Times would not survive a copy, and files without compression are all of one size.
+    """
+    found = hashlib.sha256()
+    every = -(-len(paths) // _LOOKED_INTO)
+    for index in range(len(paths)):
+        found.update(os.fsencode(paths[index]) + b"\0")
+        found.update(_look(paths.path(index), 0 if index % every else _LOOK))
+    return found.hexdigest()
+
+
+def _look(path: str, length: int) -> bytes:
+    """Size and first bytes of a file; nothing of one that cannot be read."""
+    try:
+        size = os.stat(path).st_size
+        if length == 0 or not os.path.isfile(path):  # a pipe would block
+            return f"{size}\0".encode()
+        with open(path, "rb") as file:
+            return f"{size}\0".encode() + file.read(length)
+    except OSError:
+        return b""
 
 
 def _pack(paths: Paths, out: Path, settings: Settings, journal: Journal, workers: int) -> None:
@@ -177,10 +202,11 @@ def _prepare_all(chunk: list[str], settings: Settings) -> list[_Outcome]:
 
 def _prepare(path: str, settings: Settings) -> _Outcome:
     """One picture; what has to be resized is decoded at no less than twice the size."""
-    size, ending = settings.size, os.path.splitext(path)[1].lower()
+    size = settings.size
     least = None if size is None else max(2 * size, settings.min_size)
     try:
         image = images.read(path, at_least=None if least is None else (least, least))
+        ending = _ending(path)
         if min(image.size) < settings.min_size:
             found = f"{image.width}x{image.height} pixels"
             return _Outcome(fault=TOO_SMALL, reason=f"{printable(path)}: {found}")
@@ -193,6 +219,12 @@ def _prepare(path: str, settings: Settings) -> _Outcome:
     kind = "JPEG" if ending in _JPEG else "PNG"
     data = _encoded(_resized(image, size), kind)
     return _Outcome(data, ".jpg" if kind == "JPEG" else ".png", resized=True)
+
+
+def _ending(path: str) -> str:
+    """That of the name; of one that says nothing, such as "x" or "x.0", that of the contents."""
+    ending = os.path.splitext(path)[1].lower()
+    return ending if ending in EXTENSIONS else images.usual_ending(path)
 
 
 def _resized(image: Image.Image, size: int) -> Image.Image:

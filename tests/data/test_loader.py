@@ -16,9 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
+from palette.config import ConfigError
 from palette.data import tasks
 from palette.data.dataset import Batch, Batches, TaskDataset, UnreadableImages
 from palette.data.loader import Loader
+from palette.data.order import Draws
 from palette.data.photos import Photos
 from palette.data.sources import Folder
 
@@ -106,6 +108,59 @@ def test_too_many_bad_pictures_stop_the_run_with_a_list(
     message = str(caught.value)
     assert "\n" not in message
     assert all(f"{number:04d} " in message for number in range(4))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_errors_of_workers_are_one_line(workers: int) -> None:
+    def refuse(image: torch.Tensor, seed: int, draws: Draws) -> tasks.Entry:
+        raise ConfigError("task.name: refuses: everything")
+
+    source = Photos(image_size=(16, 16), samples=30)
+    loader = Loader(TaskDataset(source, refuse, 16, 0), Batches(30, 4), workers=workers)
+    with pytest.raises(ConfigError, match=r"^task\.name: refuses: everything$"):
+        next(iter(loader))
+
+
+def _with_masks(folder: Path, count: int, damaged: int, pictures: int = 30) -> TaskDataset:
+    """Every mask is another row; the first ones cannot be read."""
+    folder.mkdir()
+    for number in range(count):
+        mask = Image.new("L", (16, 16))
+        mask.paste(255, (0, number % 16, 16, number % 16 + 1))
+        mask.save(folder / f"{number}.png")
+    for number in range(damaged):
+        (folder / f"{number}.png").write_bytes(b"")
+    source = Photos(image_size=(16, 16), samples=pictures)
+    return TaskDataset(source, tasks.make_task("inpaint", mask=str(folder)), 16, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_masks_are_drawn_again_and_named(
+    tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = _with_masks(tmp_path / "masks", 16, damaged=2)
+    loader = Loader(dataset, Batches(30, 5, stop=60), workers=workers)
+    batches = list(loader)
+    assert sorted(loader.skipped) == [f"{tmp_path}/masks/{n}.png: empty file" for n in (0, 1)]
+    assert sorted(caplog.messages) == [f"skipped {reason}" for reason in sorted(loader.skipped)]
+    rows = torch.cat([batch["mask"] for batch in batches])[:, 0, :, 0]
+    assert rows.sum(dim=1).tolist() == [1] * 60
+    assert (rows.sum(dim=0) > 0).tolist() == [False] * 2 + [True] * 14
+
+
+def test_a_few_damaged_masks_of_many_stop_no_run(tmp_path: Path) -> None:
+    """However few the pictures are that they are laid over."""
+    loader = Loader(_with_masks(tmp_path / "masks", 800, damaged=4), Batches(30, 30, stop=3000))
+    assert len(list(loader)) == 100
+    assert len(loader.skipped) >= 3
+
+
+@pytest.mark.parametrize(("damaged", "words"), [(4, "images cannot be read"), (16, "none of 1")])
+def test_many_damaged_masks_stop_a_run(tmp_path: Path, damaged: int, words: str) -> None:
+    loader = Loader(_with_masks(tmp_path / "masks", 16, damaged), Batches(30, 4), workers=1)
+    with pytest.raises(UnreadableImages, match=words) as caught:
+        list(islice(loader, 80))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

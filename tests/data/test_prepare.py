@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,7 +169,7 @@ def test_folders_that_hold_something_else(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"out: holds shards made otherwise \(size\)"):
         prepare(folder, out, Settings(size=8, min_size=10, shard_bytes=None, shard_pictures=4))
     (folder / "ant" / "again.png").unlink()
-    with pytest.raises(ValueError, match=r"made otherwise \(pictures, names\)"):
+    with pytest.raises(ValueError, match=r"made otherwise \(pictures, files\)"):
         prepare(folder, out, SMALL)
     (out / ".prepare.jsonl").write_text("{}}\n")
     with pytest.raises(ValueError, match=r"prepare\.jsonl: damaged"):
@@ -179,6 +180,59 @@ def test_folders_that_hold_something_else(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="file: is a file"):
         prepare(folder, tmp_path / "file", SMALL)
+
+
+@pytest.mark.parametrize("ending", ["png", "bmp"])
+def test_other_pictures_of_the_same_names(tmp_path: Path, ending: str) -> None:
+    """Without compression they even have the same sizes. A copy is no other picture."""
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            pixels = rng.integers(0, 256 if name == "a" else 9, (12, 12), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.{ending}")
+    prepare(tmp_path / "a", tmp_path / "out", SMALL)
+    with pytest.raises(ValueError, match=r"out: holds shards made otherwise \(files\)"):
+        prepare(tmp_path / "b", tmp_path / "out", SMALL)
+    shutil.copytree(tmp_path / "a", tmp_path / "c", copy_function=shutil.copyfile)
+    assert prepare(tmp_path / "c", tmp_path / "out", SMALL)["kept"] == 2
+
+
+def test_names_without_an_ending(tmp_path: Path) -> None:
+    """A list may have them; in a shard a picture is found by its ending."""
+    for name, kind in {"x": "PNG", "photo": "JPEG", "1.0": "WEBP", "y.PNG": "PNG"}.items():
+        Image.effect_noise((30, 30), 50).save(tmp_path / name, kind)
+    (tmp_path / "list.txt").write_text("x\nphoto\n1.0\ny.PNG\n")
+    for size, endings in ((None, "png jpg webp png"), (16, "png jpg png png")):
+        out = tmp_path / f"out {size}"
+        assert prepare(tmp_path / "list.txt", out, Settings(size=size))["kept"] == 4
+        assert len(Shards(out)) == 4
+        with tarfile.open(out / "shard-000000.tar") as archive:
+            assert [name.rsplit(".")[1] for name in archive.getnames()] == endings.split()
+
+
+def test_what_others_hid_in_the_folder_stays(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / ".tmp-mine").mkdir(parents=True)
+    (out / f".tmp-{os.getppid()}-report.json").write_bytes(b"being written")
+    (out / f".tmp-{2**22 + 1}-report.json").write_bytes(b"left by one killed")
+    prepare(folder, out, SMALL)
+    left = sorted(path.name for path in out.glob(".tmp-*"))
+    assert left == sorted((".tmp-mine", f".tmp-{os.getppid()}-report.json"))
+
+
+def test_one_at_a_time(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    program = "from palette.data.packing import reserved; from pathlib import Path; import sys\n"
+    program += "with reserved(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program, str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(ValueError, match="out: another palette prepare writes into it"):
+            prepare(folder, out, SMALL)
+        other.kill()
+    assert prepare(folder, out, SMALL)["kept"] == 21
 
 
 def test_nothing_to_take(tmp_path: Path) -> None:
