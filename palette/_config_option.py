@@ -19,14 +19,15 @@ def option(
     below: float | None = None,
     empty: bool = False,
     pair: bool = False,
+    longest: int | None = None,
     fixed: bool = False,
     known: Callable[[], list[str]] | None = None,
     paths: bool = False,
 ) -> Any:
     """One option. ``low``/``high`` are inclusive, ``above``/``below`` exclusive, and hold for each
-    element of a list; ``empty`` allows an empty list, ``pair`` wants exactly two elements;
-    ``fixed`` options cannot change on resume; ``known`` lists the names that text may be, where
-    ``paths`` adds any path."""
+    element of a list; ``empty`` allows an empty list, ``pair`` wants exactly two elements,
+    ``longest`` so many at most; ``fixed`` options cannot change on resume; ``known`` lists the
+    names that text may be, where ``paths`` adds any path."""
     facts: dict[str, Any] = {
         "doc": doc,
         "unit": unit,
@@ -35,7 +36,8 @@ def option(
         "above": above,
         "below": below,
     }
-    facts |= {"empty": empty, "pair": pair, "fixed": fixed, "known": known, "paths": paths}
+    facts |= {"empty": empty, "pair": pair, "longest": longest, "fixed": fixed}
+    facts |= {"known": known, "paths": paths}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=facts)
     return dataclasses.field(default=default, metadata=facts)
@@ -61,7 +63,8 @@ class Option:
         if facts["known"] is not None:
             path = ", or a path" if facts["paths"] else ""
             return f"one of {', '.join(facts['known']())}{path}"
-        words = [_type_words(self.type) + (" (two)" if facts["pair"] else "")]
+        size = "two" if facts["pair"] else facts["longest"] and f"{facts['longest']} or fewer"
+        words = [_type_words(self.type) + (f" ({size})" if size else "")]
         for name, text in (("low", "at least"), ("above", "above"), ("high", "at most")):
             if facts[name] is not None:
                 words.append(f"{text} {facts[name]}")
@@ -74,7 +77,8 @@ class Option:
         facts = self.field.metadata
         if isinstance(value, (list, tuple)):
             size_ok = len(value) == 2 if facts["pair"] else (len(value) > 0 or facts["empty"])
-            return size_ok and all(self.accepts(element) for element in value)
+            short = facts["longest"] is None or len(value) <= facts["longest"]
+            return size_ok and short and all(self.accepts(element) for element in value)
         if facts["known"] is not None:
             is_path = facts["paths"] and any(mark in value for mark in "/.,")
             return is_path or value in facts["known"]()

@@ -7,7 +7,8 @@ the environment of whoever opens the file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 MAX_BYTES = 256 * 1024  # a real config has two or three thousand
+# What YAML, which reads 007 and yes as values of its own, still says of an override that is text.
+_QUOTED_OR_NULL = re.compile(r"""['"\[{]|(~|null|Null|NULL)?$""")
 
 
 class ConfigError(ValueError):
@@ -37,8 +40,11 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read: {reason}") from None
 
 
-def entries(text: str, origin: str) -> Iterator[tuple[str, Any, str]]:
-    """(full key, plain value, where it stands) of every option written in the text."""
+def entries(text: str, origin: str, texts: Container[str]) -> Iterator[tuple[str, Any, str]]:
+    """(full key, plain value, where it stands) of every option written in the text.
+
+    Options of ``texts`` are not interpreted: 007 is a folder of that name and no number.
+    """
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise ConfigError(f"{origin}: larger than {MAX_BYTES} bytes; not a config")
     try:
@@ -51,21 +57,26 @@ def entries(text: str, origin: str) -> Iterator[tuple[str, Any, str]]:
         return
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{origin}:1: expected sections such as 'train:' with options below")
-    places: dict[str, str] = {}
-    _survey(root, origin, "", places, seen=set())
+    written: dict[str, tuple[str, yaml.Node]] = {}
+    _survey(root, origin, "", written, seen=set())
     for section, body in _plain(text, origin).items():
-        if not isinstance(body, dict):
-            yield str(section), body, places.get(str(section), origin)
-            continue
-        for name, value in body.items():
-            key = f"{section}.{name}"
-            yield key, value, places.get(key, origin)
+        below = isinstance(body, dict)
+        values = {f"{section}.{name}": body[name] for name in body} if below else {section: body}
+        for key, value in values.items():
+            place, node = written.get(str(key), (origin, root))
+            literal = key in texts and value is not None and isinstance(node, yaml.ScalarNode)
+            yield str(key), node.value if literal else value, place
 
 
 def _survey(
-    node: yaml.Node, origin: str, path: str, places: dict[str, str], *, seen: set[int]
+    node: yaml.Node,
+    origin: str,
+    path: str,
+    written: dict[str, tuple[str, yaml.Node]],
+    *,
+    seen: set[int],
 ) -> None:
-    """Note the line of every key; refuse repeated keys, aliases, interpolations, deep nesting."""
+    """Note line and value of every key; refuse repeated keys, aliases, interpolations, nesting."""
     where = f"{origin}:{node.start_mark.line + 1}"
     key = path or "the config"
     if id(node) in seen:
@@ -77,7 +88,7 @@ def _survey(
         _refuse_interpolation(node.value, key, where)
     elif isinstance(node, yaml.SequenceNode):
         for index, element in enumerate(node.value):
-            _survey(element, origin, f"{path}.{index}", places, seen=seen)
+            _survey(element, origin, f"{path}.{index}", written, seen=seen)
     else:
         for name_node, value in node.value:
             place = f"{origin}:{name_node.start_mark.line + 1}"
@@ -87,10 +98,10 @@ def _survey(
             name = f"{path}.{name_node.value}".lstrip(".")
             if name_node.value == "<<":
                 raise ConfigError(f"{place}: {key}: YAML merge keys are not used in configs")
-            if name in places:
+            if name in written:
                 raise ConfigError(f"{place}: {name} is given twice")
-            places[name] = place
-            _survey(value, origin, name, places, seen=seen)
+            written[name] = place, value
+            _survey(value, origin, name, written, seen=seen)
 
 
 def _refuse_interpolation(text: str, key: str, where: str) -> None:
@@ -115,15 +126,19 @@ def _plain(text: str, origin: str) -> dict[Any, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def override(item: str) -> tuple[str, Any, str]:
-    """(full key, plain value, where) of one ``section.option=value``."""
+def override(item: str, texts: Container[str]) -> tuple[str, Any, str]:
+    """(full key, plain value, where) of one ``section.option=value``; ``texts`` as of entries."""
     where = f"--set {' '.join(item.split())}"
-    key, separator, written = item.partition("=")
+    key, separator, written = (part.strip() for part in item.partition("="))
     if not separator or "\n" in item:
         raise ConfigError(f"{where}: expected section.option=value")
+    if item != item.encode(errors="ignore").decode():
+        raise ConfigError(f"{where}: not UTF-8 text, so no checkpoint could keep it")
     _refuse_interpolation(item, key, where)
+    if key in texts and not _QUOTED_OR_NULL.match(written):
+        return key, written, where
     try:
         value = _plain(f"value: {written}", where).get("value")
     except ConfigError:
         raise ConfigError(f"{where}: the value is broken YAML; quote it") from None
-    return key.strip(), value, where
+    return key, value, where

@@ -42,7 +42,7 @@ class Options(TypedDict, total=False):
         solver: dpmpp_2m, dpmpp_2m_sde, unipc, ddim or ddpm; default ``config.sample.solver``.
         eta: noise of ddim: 0 none, 1 ancestral; default ``config.sample.eta``.
         label: class to draw, from 0, of a model with classes; default none in particular.
-        guidance: weight of the label; default ``config.sample.guidance``.
+        guidance: weight of the label, with one only; default ``config.sample.guidance``.
         reuse: every so many evaluations one is whole and the others, a sixth to a third of its
             cost, reuse its deep features; 1 is off; default ``config.sample.reuse``.
         native: show the network the whole picture at its own size.
@@ -270,6 +270,8 @@ class Engine:
         if label is not None and not 0 <= label < (classes or 0):
             known = "no classes" if classes is None else f"classes 0 to {classes - 1}"
             raise ValueError(f"label: found {label}; the model has {known}")
+        if guidance is not None and label is None:
+            raise ValueError(f"guidance: found {guidance}; it is the weight of a label, give one")
         sample = self.config.sample
         reuse = sample.reuse if reuse is None else reuse
         if reuse > 1 and self.config.model.kind == "sr3":

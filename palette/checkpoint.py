@@ -56,7 +56,7 @@ class Checkpoint:
     ema: dict[str, Tensor] = field(default_factory=dict)
     averages: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # of ema-<name> parts
     trainer: dict[str, Any] = field(default_factory=dict)
-    digest: str = ""  # first 12 digits of the SHA-256 of the file with the weights
+    digest: str = ""  # first 12 digits of the SHA-256 of the file with the weights, else the ema's
     skipped: tuple[str, ...] = ()  # newer checkpoints passed over by latest(), with the reason
 
     @property
@@ -134,9 +134,13 @@ def steps(run_dir: str | Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def latest(run_dir: str | Path, parts: Sequence[str] = ALL) -> Checkpoint:
+def latest(run_dir: str | Path, parts: Sequence[str] = ALL, *, whole: bool = False) -> Checkpoint:
     """The newest checkpoint of a run that passes verification; ``skipped`` says what was wrong
     with newer ones.
+
+    Args:
+        parts: what to load, as of :func:`load`.
+        whole: verify all of its files, not only those that are loaded.
 
     Raises:
         CheckpointError: the run has none that can be loaded.
@@ -144,7 +148,7 @@ def latest(run_dir: str | Path, parts: Sequence[str] = ALL) -> Checkpoint:
     skipped: list[str] = []
     for path in steps(run_dir):
         try:
-            found = _load_directory(path, parts)
+            found = _load_directory(path, parts, whole=whole)
         except CheckpointError as error:
             skipped.append(str(error))
             continue
@@ -316,14 +320,15 @@ def file_digest(path: str | Path) -> str:
     return str(_sealed.facts_of(Path(path))["sha256"])[:DIGEST]
 
 
-def _load_directory(path: Path, parts: Sequence[str]) -> Checkpoint:
+def _load_directory(path: Path, parts: Sequence[str], *, whole: bool = False) -> Checkpoint:
     weights = {part: f"{part}.safetensors" for part in sorted(parts) if part != "trainer"}
     if "trainer" in parts:  # a run is continued with all of its averages
         listed = _sealed.read(path / "meta.json")["files"]
         weights |= {name.removesuffix(".safetensors"): name for name in listed if _EMA.match(name)}
     names = [*weights.values(), "config.yaml", *(["trainer.pt"] if "trainer" in parts else [])]
-    meta = verify(path, names)
-    missing = [name for name in names if name not in meta["files"]]
+    meta = verify(path, None if whole else names)
+    shown = next(iter(weights.values()), "ema.safetensors")
+    missing = sorted({*names, shown} - meta["files"].keys())
     if missing:
         held = ", ".join(meta["files"])
         raise CheckpointError(f"{path}: meta.json lists no {', '.join(missing)}, but {held}")
@@ -336,7 +341,7 @@ def _load_directory(path: Path, parts: Sequence[str]) -> Checkpoint:
         ema=loaded.get("ema", {}),
         averages={part[4:]: loaded[part] for part in loaded if part.startswith("ema-")},
         trainer=load_torch(path / "trainer.pt") if "trainer" in parts else {},
-        digest=str(meta["files"][names[0]]["sha256"])[:DIGEST],
+        digest=str(meta["files"][shown]["sha256"])[:DIGEST],
     )
 
 

@@ -199,7 +199,7 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     convert.add_argument("target", metavar="OUT", help="file to write, .safetensors")
     convert.add_argument("--config", help="ours or a published JSON config; default: inferred")
     convert.add_argument(
-        "--image-size", type=positive, default=256, help="training size, where no config says it"
+        "--image-size", type=positive, help="training size, where no config says it; default: 256"
     )
     convert.add_argument("--weights", default="ema", help="ema, raw, or a further average by name")
     convert.set_defaults(run=_convert)

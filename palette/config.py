@@ -47,11 +47,12 @@ class Run:
 @dataclasses.dataclass
 class Model:
     kind: Literal["unet", "sr3"] = option("unet", "architecture of the network", fixed=True)
-    channels: int = option(64, "width of the first level", low=1, fixed=True)
+    # No network comes near these upper limits; they bound what the config of a stranger can cost.
+    channels: int = option(64, "width of the first level", low=1, high=4096, fixed=True)
     channel_mults: list[int] = option(
-        [1, 2, 4, 8], "width of each level, in units of channels", low=1, fixed=True
+        [1, 2, 4, 8], "width of levels in units of channels", low=1, high=64, longest=16, fixed=True
     )
-    res_blocks: int = option(2, "residual blocks per level", low=1, fixed=True)
+    res_blocks: int = option(2, "residual blocks per level", low=1, high=32, fixed=True)
     attention_resolutions: list[int] = option(
         [32, 16, 8], "feature maps that attend", unit="pixels", low=1, empty=True, fixed=True
     )
@@ -89,7 +90,7 @@ class Model:
         "epsilon", "what is predicted; regression: the target, in one evaluation", fixed=True
     )
     num_classes: int | None = option(
-        None, "classes to condition on; null: no labels", low=1, fixed=True
+        None, "classes to condition on; null: no labels", low=1, high=10**6, fixed=True
     )
     dropout: float = option(0.0, "share of activations dropped in training", low=0, below=1)
     embedding_dropout: float = option(
@@ -205,6 +206,10 @@ def options() -> dict[str, Option]:
     return found
 
 
+def _texts() -> set[str]:
+    return {key for key, known in options().items() if known.type is str}
+
+
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML config and apply ``section.option=value`` overrides.
 
@@ -222,10 +227,10 @@ def from_yaml(text: str, *, origin: str = "config", overrides: Sequence[str] = (
     """
     found = (
         (key, value, where)
-        for key, value, where in entries(text, origin)
+        for key, value, where in entries(text, origin, _texts())
         if not (value is None and key in Config.__dataclass_fields__)  # nothing below a section
     )
-    return _built([*found, *(override(item) for item in overrides)], origin)
+    return _built([*found, *(override(item, _texts()) for item in overrides)], origin)
 
 
 def from_sections(
@@ -244,7 +249,7 @@ def from_sections(
         for section, values in sections.items()
         for name, value in values.items()
     ]
-    return _built([*found, *(override(item) for item in overrides)], origin)
+    return _built([*found, *(override(item, _texts()) for item in overrides)], origin)
 
 
 def _built(found: Iterable[tuple[str, Any, str]], origin: str) -> Config:
@@ -306,11 +311,11 @@ def _assign(sections: dict[str, Any], key: str, value: Any, where: str) -> None:
         sections[section] = OmegaConf.structured(get_type_hints(Config)[section])
     try:
         OmegaConf.update(sections[section], name, value)
-        converted = OmegaConf.to_container(sections[section], throw_on_missing=True)
-    except (OmegaConfBaseException, ValueError):
+        converted: Any = OmegaConf.to_container(sections[section], throw_on_missing=True)
+        accepted = known[key].accepts(converted[name])
+    except (OmegaConfBaseException, ValueError, OverflowError):
         raise ConfigError(complaint) from None
-    assert isinstance(converted, dict)
-    if not known[key].accepts(converted[name]):
+    if not accepted:
         raise ConfigError(complaint)
 
 

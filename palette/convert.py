@@ -34,7 +34,7 @@ def convert(
     target: Path,
     config: Path | None = None,
     *,
-    image_size: int = 256,
+    image_size: int | None = None,
     weights: str = "ema",
 ) -> list[str]:
     """Write the weights of ``source`` to ``target``, one file that ``palette.load`` opens.
@@ -43,9 +43,10 @@ def convert(
         source: a checkpoint of published Palette, the SR3 repository or guided-diffusion, or a run
             or checkpoint directory of ours.
         target: ends in ``.safetensors``; replaced where it exists.
-        config: ours or a published JSON one. Without it the options are those that the weights
-            show, and of the rest those that are usual; the report says so.
-        image_size: side of the training images, where no config says it.
+        config: ours or a published JSON one, for a checkpoint that is not ours. Without it the
+            options are those that the weights show, and of the rest those that are usual; the
+            report says so.
+        image_size: side of the training images, where no config says it; default 256.
         weights: "ema", "raw" or the name of a further average, where ``source`` has them.
 
     Returns:
@@ -53,18 +54,23 @@ def convert(
 
     Raises:
         CheckpointError: the file is damaged, or weights are missing, unexpected or unfit; by name.
-        ConfigError, ValueError: the config is wrong, or one is needed.
+        ConfigError, ValueError: the config is wrong, or one is needed; an argument says nothing.
     """
     if target.suffix != ".safetensors":
         raise ValueError(f"{target}: must end in .safetensors, as what is written")
     source = upstream.find_published(source, weights)
+    if config is not None and image_size is not None:
+        raise ValueError(f"--image-size: found {image_size}; {config} says it")
     if not upstream.is_published(source):
         found = checkpoints.open_model(source, weights=weights)
+        for name, given in (("config", config), ("image-size", image_size)):
+            if given is not None:
+                raise ValueError(f"--{name}: found {given}; {source} is of ours and says it")
         checkpoints.export(target, found.state, found.config, {"step": found.step})
         return [f"{source}: of ours, {len(found.state)} tensors", f"written: {target}"]
     report = []
     if config is None:
-        options, assumed = _inferred(source, image_size)
+        options, assumed = _inferred(source, 256 if image_size is None else image_size)
         report.append(assumed)
     else:
         options = upstream.read_config(config, "test")

@@ -192,9 +192,14 @@ def load(
     if upstream.is_published(path):
         return _load_published(path, config, device, precision)
     found = checkpoints.open_model(Path(path), weights=weights)
-    options = configs.from_yaml(found.config) if config is None else _read(config)
-    network = build_network(options)
+    if config is None:
+        options = configs.from_yaml(found.config, origin=f"{path}, its config")
+    else:
+        options = _read(config)
     try:
+        with torch.device("meta"):  # a small file may describe a network of any size
+            build_network(options).load_state_dict(found.state, assign=True)
+        network = build_network(options)
         network.load_state_dict(found.state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())

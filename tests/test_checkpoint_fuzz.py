@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ from palette import config as configs
 from palette import pipeline
 from palette.build import build_network
 from palette.checkpoint import CheckpointError
-from palette.config import ConfigError
+from palette.config import Config, ConfigError
 
 OPTIONS = """
 model: {channels: 32, channel_mults: [1], res_blocks: 1, attention_resolutions: []}
@@ -122,3 +123,33 @@ def test_the_honest_file_opens(model: tuple[Path, bytes]) -> None:
     path.write_bytes(raw)
     assert pipeline.load(path, device="cpu").config.model.channels == 32
     print(OUTCOMES)
+
+
+@pytest.mark.parametrize("kind", ["unet", "sr3"])
+def test_what_a_small_file_describes_takes_no_memory(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = f"{{kind: {kind}, channels: 128, attention_resolutions: []}}"
+    options = f"model: {described}\ntask: {{augmentation: 0}}"
+    path = checkpoints.export(tmp_path / "m.safetensors", {"a": torch.ones(1)}, options, {})
+    built = []
+
+    def build(config: Config) -> torch.nn.Module:
+        built.append(build_network(config))
+        return built[-1]
+
+    monkeypatch.setattr(pipeline, "build_network", build)
+    with pytest.raises(CheckpointError, match=r"does not fit its config: .*Missing key"):
+        pipeline.load(path, device="cpu")
+    assert {weight.device.type for each in built for weight in each.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("channels", 20000), ("channel_mults", [1] * 5000), ("res_blocks", 10**9)],
+)
+def test_a_network_beyond_all_measure_is_refused(option: str, value: Any, tmp_path: Path) -> None:
+    options = f"model: {{{option}: {value}}}"
+    path = checkpoints.export(tmp_path / "m.safetensors", {"a": torch.ones(1)}, options, {})
+    with pytest.raises(ConfigError, match=f"model.{option} must be .* (at most|or fewer)"):
+        pipeline.load(path, device="cpu")

@@ -57,6 +57,8 @@ def wrong_values(key: str) -> list[Any]:
         found += [] if facts["empty"] else [[]]
     if facts["pair"]:
         found += [[4], [4, 4, 4]]
+    if facts["longest"] is not None:
+        found.append([1] * (facts["longest"] + 1))
     if facts["known"] is not None:
         found += ["inpant", "", 3]
     return found
@@ -197,6 +199,7 @@ def test_broken_overrides() -> None:
     assert "unknown option train.betas[0]" in rejected("", ("train.betas[0]=3",))
     assert "train is a section" in rejected("", ("train=3",))
     assert "quote it" in rejected("", ("data.path=[",))
+    assert "not UTF-8 text" in rejected("", ("data.path=a\udc80",))
     assert "expected section.option=value" in rejected("", ("train.lr=1\ntrain.steps=2",))
 
 
@@ -225,6 +228,39 @@ def test_numbers_lists_and_overrides_are_read(tmp_path: Path) -> None:
     assert config.data.flip is False
     assert (config.train.steps, config.data.batch_size, config.data.path) == (5, 4, "/x y")
     assert config.run.dir == "runs/a b"
+
+
+TEXTS = ("2024_01_15", "007", "1:30", "1e3", "yes", "off", "0x1F", "2024-01-15", ".5", "1_000.0")
+TYPED = ("runs/a #1", "#1", "C:/a: b", "*.tar", "!x", "&x", "a = b", "- 1", "?", "50%", "it's")
+
+
+@pytest.mark.parametrize("key", ["run.dir", "run.wandb", "data.path", "train.init_from"])
+def test_text_is_what_was_written(key: str) -> None:
+    section, name = key.split(".")
+
+    def read(text: str, *overrides: str) -> Any:
+        return getattr(getattr(configs.from_yaml(text, overrides=overrides), section), name)
+
+    for text in TEXTS:
+        assert read(f"{section}:\n  {name}: {text}") == text
+        assert read(f"{section}: {{{name}: {text}}}  # a comment") == text
+        assert read(f"{section}: {{{name}: '{text}'}}") == text
+        assert read(f"{key}: {text}") == text
+    for text in (*TEXTS, *TYPED):
+        assert read("", f"{key}={text}") == text
+        assert read("", f" {key} = {text} ") == text
+        assert read("", f'{key}=" {text}"') == f" {text}"
+    for null in ("null", "~", ""):
+        assert f"{key} must be text; got None" in rejected("", (f"{key}={null}",))
+        assert f"{key} must be text; got None" in rejected(f"{section}: {{{name}: {null}}}")
+    assert read("", f"{key}='null'") == "null"
+
+
+def test_only_text_is_taken_as_written() -> None:
+    assert configs.from_yaml("", overrides=("run.tensorboard=no",)).run.tensorboard is False
+    assert configs.from_yaml("", overrides=("train.steps=1_000",)).train.steps == 1000
+    assert configs.from_yaml("", overrides=("task.tasks=[inpaint]",)).task.tasks == ["inpaint"]
+    assert "task.mask must be one of" in rejected("", ("task.mask=007",))
 
 
 def test_every_value_survives_the_round_trip() -> None:

@@ -149,6 +149,29 @@ def test_what_is_written_opens_and_samples(saved: dict[str, Any], tmp_path: Path
     assert palette.load(again, device="cpu").config == model.config
 
 
+def test_what_would_say_nothing_is_refused(
+    saved: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published, config = tmp_path / "5_Network.pth", write_config(tmp_path)
+    torch.save(saved, published)
+    ours, out = tmp_path / "ours.safetensors", tmp_path / "out.safetensors"
+    assert convert(published, ours, "--config", config) == 0
+    for source, arguments, words in (
+        (ours, ("--config", config), f"--config: found {config}; {ours} is of ours"),
+        (ours, ("--image-size", "256"), f"--image-size: found 256; {ours} is of ours"),
+        (published, ("--config", config, "--image-size", "8"), f"--image-size: found 8; {config}"),
+        (published, ("--config", config, "--weights", "raw"), f"--weights: found raw; {published}"),
+    ):
+        capsys.readouterr()
+        assert convert(source, out, *arguments) == 2
+        said = capsys.readouterr().err
+        assert words in said
+        assert said.count("\n") == 1
+        assert not out.exists()
+    with pytest.raises(ValueError, match=r"--weights: found swa; .*5_Network\.pth holds"):
+        palette.load(published, config, weights="swa")
+
+
 def test_sr3_and_guided_diffusion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sr3 = dict(Network(UNET, SCHEDULES, "sr3").state_dict()) | {"betas": torch.zeros(20)}
     torch.save(sr3, tmp_path / "I10_E1_gen.pth")

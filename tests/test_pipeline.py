@@ -231,6 +231,12 @@ def test_a_record_says_what_changes_the_picture(model):
     assert model.record(1).keys() == {"model", "weights", "seed", "steps", "solver"}
 
 
+def test_guidance_without_a_label_is_refused(model, photo, hole):
+    for options in ({"guidance": 3.0}, {"guidance": 1.0, "tiled": True}):
+        with pytest.raises(ValueError, match=r"guidance: found .*; it is the weight of a label"):
+            model.inpaint(photo, hole, **options)
+
+
 def test_float16_on_a_cpu(model, photo, hole):
     own = Pipeline(copy.deepcopy(model.network), model.config, device="cpu", precision="float16")
     assert own.inpaint(photo, hole).shape == photo.shape

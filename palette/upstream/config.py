@@ -315,7 +315,11 @@ def _task_and_data(
 
 def _manual_mask(dataset: Reader, side: int) -> str:
     """The hole that ``shape`` gives (top, left, height, width in pixels) as a box in shares."""
-    height, width = dataset.numbers("image_size", [side, side])
+    size = dataset.numbers("image_size", [side, side])
+    if len(size) != 2 or min(size) < 1:
+        where = dataset.full("image_size")
+        raise ConfigError(f"{where}: must be [height, width], at least 1 each; got {size}")
+    height, width = size
     shape = dataset.numbers("mask_config.shape")
     if len(shape) != 4:
         where = dataset.full("mask_config.shape")

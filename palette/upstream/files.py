@@ -45,8 +45,16 @@ def find_published(path: str | PathLike[str], weights: str = "ema") -> Path:
     """The file behind a published ``resume_state``, its path without ``_Network_ema.pth``.
 
     Any other path is given back as it is. The averaged weights are taken where ``weights`` is
-    "ema" and they are there, else the others. Raises CheckpointError for weights of another name.
+    "ema" and they are there, else the others.
+
+    Raises:
+        CheckpointError: ``weights`` has another name.
+        ValueError: ``weights`` is not "ema", the default, and the path is that of one file.
     """
+    if is_published(path) and weights != "ema":
+        raise ValueError(
+            f"--weights: found {weights}; {path} holds one kind of weights, leave it out"
+        )
     average, raw = (Path(f"{path}_Network{kind}.pth") for kind in ("_ema", ""))
     if Path(path).exists() or not (average.exists() or raw.exists()):
         return Path(path)

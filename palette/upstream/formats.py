@@ -178,8 +178,8 @@ class TrainingState:
     Attributes:
         epoch: epochs finished.
         iteration: samples seen per process (the published counter adds the batch size).
-        moments: parameter name -> Adam's ``step``, ``exp_avg``, ``exp_avg_sq``; empty for
-            parameters that had no gradient yet.
+        moments: parameter name -> Adam's ``step``, ``exp_avg``, ``exp_avg_sq`` in float32; empty
+            for parameters that had no gradient yet.
         options: Adam's learning rate, betas, eps and weight decay.
     """
 
@@ -199,7 +199,8 @@ def convert_training_state(
         parameters: ``dict(unet.named_parameters())`` of the network its weights belong to.
 
     Raises:
-        ValueError: in one line, when it is no such file or belongs to another network.
+        ValueError: in one line, when it is no such file or belongs to another network; it names
+            the part of the optimizer's state, and its parameter, that is missing or unfit.
     """
     missing = [key for key in ("epoch", "iter", "optimizers") if key not in state]
     if missing:
@@ -209,25 +210,54 @@ def convert_training_state(
         group = adam["param_groups"][0]
         order = [int(number) for number in group["params"]]
         slots = {int(number): dict(slot) for number, slot in adam["state"].items()}
-        epoch, iteration = int(state["epoch"]), int(state["iter"])
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
         raise ValueError(f"optimizers: not the state of one Adam optimizer ({error!r})") from None
     if len(order) != len(parameters):
         raise ValueError(
             f"optimizers: of a network with {len(order)} parameters, this one has {len(parameters)}"
         )
-    moments = {}
-    for number, (name, parameter) in zip(order, parameters.items(), strict=True):
-        slot = slots.get(number, {})
-        for part in ("exp_avg", "exp_avg_sq"):
-            if slot and tuple(slot[part].shape) != tuple(parameter.shape):
-                raise ValueError(
-                    f"optimizers: {part} of {name} is {_shape(slot[part])}, "
-                    f"expected {_shape(parameter)}"
-                )
-        moments[name] = slot
+    moments = {
+        name: _moments(slots.get(number, {}), name, parameter)
+        for number, (name, parameter) in zip(order, parameters.items(), strict=True)
+    }
     options = {key: value for key, value in group.items() if key != "params"}
+    epoch, iteration = _count(state["epoch"], "epoch"), _count(state["iter"], "iter")
     return TrainingState(epoch, iteration, moments, options)
+
+
+def _moments(slot: Mapping[Any, Any], name: str, parameter: Tensor) -> dict[str, Tensor]:
+    """What Adam keeps of one parameter, checked; ValueError names the part and the parameter."""
+    if not slot:
+        return {}
+    for part in ("exp_avg", "exp_avg_sq"):
+        fault = _fault(slot[part], parameter) if part in slot else "is missing"
+        if fault:
+            raise ValueError(f"optimizers: {part} of {name} {fault}")
+    steps = _count(slot.get("step"), f"optimizers: step of {name}")
+    return {
+        "step": torch.tensor(float(steps)),
+        "exp_avg": slot["exp_avg"].float(),
+        "exp_avg_sq": slot["exp_avg_sq"].float(),
+    }
+
+
+def _count(value: Any, what: str) -> int:
+    """A number of things done, a tensor or, in older releases of PyTorch, an int."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError):
+        number = -1
+    if number < 0:
+        found = " ".join(repr(value).split())[:60]
+        raise ValueError(f"{what} is {found}, expected a whole number, at least 0")
+    return number
 
 
 def _rename(state: Mapping[str, Any]) -> tuple[Format, dict[str, Any], list[str]]:

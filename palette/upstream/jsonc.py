@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from palette.config import ConfigError
 
@@ -57,6 +58,12 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
 
 
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether it is an int or a float, and finite: 1e999 of a JSON text is not."""
+    plain = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return plain and abs(value) <= sys.float_info.max
+
+
 class Reader:
     """Typed access to nested dicts and lists by full key, such as ``model.which_losses.0``.
 
@@ -89,7 +96,7 @@ class Reader:
     ) -> int | float:
         """An int or a float, as it was written."""
         value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if not _is_number(value):
             self._refuse(key, "a number", value)
         if low is not None and value < low:
             self._refuse(key, f"at least {low}", value)
@@ -116,8 +123,7 @@ class Reader:
 
     def numbers(self, key: str, default: Any = _REQUIRED) -> list[int | float]:
         value = self.get(key, default)
-        plain = isinstance(value, list) and all(type(number) in (int, float) for number in value)
-        if not plain:
+        if not (isinstance(value, list) and all(map(_is_number, value))):
             self._refuse(key, "a list of numbers", value)
         return list(value)
 

@@ -126,7 +126,11 @@ def schedule_options(beta_schedule: Mapping[str, Any], phase: str) -> dict[str, 
     _refuse_unknown(f"beta_schedule.{phase}", given, _SCHEDULE)
     _refuse_missing(f"beta_schedule.{phase}", given, ("schedule", "n_timestep"))
     options = {ours: given[name] for name, ours in _SCHEDULE.items() if name in given}
-    return options | {"steps": int(options["steps"])}
+    try:
+        return options | {"steps": int(options["steps"])}
+    except (TypeError, ValueError, OverflowError):
+        key, found = f"beta_schedule.{phase}.n_timestep", repr(options["steps"])[:60]
+        raise ValueError(f"{key}: must be a whole number; got {found}") from None
 
 
 def _guided(unet: Mapping[str, Any]) -> dict[str, Any]:

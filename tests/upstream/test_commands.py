@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from types import ModuleType
@@ -269,6 +270,12 @@ def test_a_published_run_goes_on(
     assert "-c CONFIG is needed with this checkpoint" in capsys.readouterr().err
 
 
+def _without_mean(state: dict[str, Any]) -> dict[str, Any]:
+    adam = copy.deepcopy(state["optimizers"][0])
+    del adam["state"][0]["exp_avg"]
+    return dict(adam)
+
+
 def test_what_is_missing_is_named(write: Any, tmp_path: Path, capsys: Any) -> None:
     prefix = tmp_path / "9"
     kept: dict[str, Any] = {}
@@ -282,6 +289,17 @@ def test_what_is_missing_is_named(write: Any, tmp_path: Path, capsys: Any) -> No
     assert main(["train", "-c", str(file)]) == 1
     assert "9_Network.pth: No such file" in capsys.readouterr().err
     publish(prefix, kept, 1)
+    state = torch.load(f"{prefix}.state")
+    for damaged, words in (
+        ([state], "9.state: holds a list, not a training state"),
+        (
+            {**state, "optimizers": [_without_mean(state)]},
+            "9.state: optimizers: exp_avg of cond_embed",
+        ),
+    ):
+        torch.save(damaged, f"{prefix}.state")
+        assert main(["train", "-c", str(file)]) == 1
+        assert words in capsys.readouterr().err
     Path(f"{prefix}.state").unlink()
     Path(f"{prefix}_Network_ema.pth").unlink()
     assert main(["train", "-c", str(file), "--set", "train.steps=1", "--debug"]) == 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +122,7 @@ def replaced(key: str, value: Any, source: dict[str, Any] | None = None) -> dict
     place: Any = config
     for part in parents:
         place = place[int(part)] if part.isdigit() else place[part]
-    place[last] = value
+    place[int(last) if last.isdigit() else last] = value
     return config
 
 
@@ -253,6 +255,12 @@ def test_a_manual_hole_is_a_box_in_shares() -> None:
     hole = find_mask(config.task.mask)(256, 256, Draws(0))
     assert hole[64:192].all()
     assert hole.sum() == 128 * 256
+    arguments = raw["datasets"]["train"]["which_dataset"]["args"]
+    for size in ([0, 256], [256]):
+        arguments["image_size"] = size
+        with pytest.raises(ConfigError, match=r"args\.image_size: must be \[height, width\], at"):
+            to_config(raw, phase="train")
+    del arguments["image_size"]
     masks["shape"] = []  # as the published file has it
     with pytest.raises(ConfigError, match=r"mask_config\.shape: must be \[top, left, height, w"):
         to_config(raw, phase="train")
@@ -267,6 +275,13 @@ def test_a_manual_hole_is_a_box_in_shares() -> None:
         ("finetune_norm", 1, r"^finetune_norm: must be true or false"),
         ("train.n_epoch", 0.5, r"^train\.n_epoch: must be at least 1"),
         ("train.val_epoch", 1.5, r"^train\.val_epoch: must be a whole number"),
+        ("train.n_iter", math.inf, r"^train\.n_iter: must be a number; got inf"),
+        ("gpu_ids", [math.nan], r"^gpu_ids: must be a list of numbers; got \[nan\]"),
+        (
+            "model.which_networks.0.args.beta_schedule.train.n_timestep",
+            math.inf,
+            r"args: beta_schedule\.train\.n_timestep: must be a whole number; got inf",
+        ),
         ("datasets.train.which_dataset.name", "MyDataset", r"which_dataset: 'MyDataset' is unk"),
         ("datasets.train.which_dataset.args.data_root", None, r"args\.data_root: missing"),
         (
@@ -290,3 +305,26 @@ def test_mistakes_are_named(key: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         to_config(config)
     assert "\n" not in str(caught.value)
+
+
+def keys_of_numbers(value: Any, key: str = "") -> list[str]:
+    """The full key of every number below a value, those in lists too."""
+    if isinstance(value, (dict, list)):
+        names = value if isinstance(value, dict) else range(len(value))
+        return [one for name in names for one in keys_of_numbers(value[name], f"{key}.{name}")]
+    return [key[1:]] if type(value) in (int, float) else []
+
+
+# Of another phase; or meaning nothing where no level has it, and where the data have a size.
+UNUSED = r"^debug\.|^datasets\.test|unet\.attn_res|unet\.image_size"
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1" + 400 * "0"])
+def test_numbers_beyond_all_measure_are_refused_wherever_they_stand(number: str) -> None:
+    keys = [key for key in keys_of_numbers(published()) if not re.search(UNUSED, key)]
+    assert len(keys) > 30
+    for key in keys:
+        config = replaced(key, json.loads(number), published())
+        with pytest.raises(ConfigError) as caught:
+            configs.from_sections(to_config(config))
+        assert "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -234,7 +235,8 @@ def test_other_files_are_refused(state: dict[str, Any], message: str) -> None:
         recognise(state)
 
 
-def test_training_state_by_parameter_name() -> None:
+def training_state() -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What the published code saves after a step, and the network's parameters."""
     trained = network()
     optimizer = torch.optim.Adam(trained.parameters(), lr=5e-5)
     trained.denoise_fn(torch.randn(1, 6, 16, 16), torch.tensor([[0.5]])).sum().backward()
@@ -245,12 +247,20 @@ def test_training_state_by_parameter_name() -> None:
         "schedulers": [],
         "optimizers": [optimizer.state_dict()],
     }
-    parameters = dict(trained.denoise_fn.named_parameters())
+    return state, dict(trained.denoise_fn.named_parameters())
+
+
+def test_training_state_by_parameter_name() -> None:
+    state, parameters = training_state()
+    slots = state["optimizers"][0]["state"]
+    last = slots[list(parameters).index("out.2.weight")]
+    last["step"] = 1  # as older releases of PyTorch kept it
     found = convert_training_state(state, parameters)
     assert (found.epoch, found.iteration, found.options["lr"]) == (200, 930_000, 5e-5)
     assert found.moments.keys() == parameters.keys()
-    wanted = optimizer.state[parameters["out.2.weight"]]["exp_avg"]
-    assert torch.equal(found.moments["out.2.weight"]["exp_avg"], wanted)
+    moments = found.moments["out.2.weight"]
+    assert torch.equal(moments["exp_avg"], last["exp_avg"])
+    assert torch.equal(moments["step"], torch.tensor(1.0))
 
     fewer = dict(list(parameters.items())[1:])
     with pytest.raises(ValueError, match=r"^optimizers: of a network with \d+ parameters"):
@@ -262,3 +272,50 @@ def test_training_state_by_parameter_name() -> None:
         convert_training_state({}, parameters)
     with pytest.raises(ValueError, match=r"^optimizers: not the state of one Adam"):
         convert_training_state({**state, "optimizers": []}, parameters)
+
+
+SLOTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "no mean": (lambda slot: slot.pop("exp_avg"), "exp_avg of {} is missing"),
+    "no square": (lambda slot: slot.pop("exp_avg_sq"), "exp_avg_sq of {} is missing"),
+    "no step": (lambda slot: slot.pop("step"), "step of {} is None, expected a whole number"),
+    "a list": (
+        lambda slot: slot.update(exp_avg=[1.0]),
+        "exp_avg of {} is a list, expected a tensor",
+    ),
+    "integers": (
+        lambda slot: slot.update(exp_avg=slot["exp_avg"].long()),
+        "exp_avg of {} is torch.int64",
+    ),
+    "cut": (
+        lambda slot: slot.update(exp_avg_sq=slot["exp_avg_sq"][:1]),
+        "exp_avg_sq of {} is 1x6x3x3, expected 32x6x3x3",
+    ),
+    "infinite": (
+        lambda slot: slot.update(exp_avg=slot["exp_avg"] / 0),
+        "exp_avg of {} holds values that are not finite",
+    ),
+    "a word": (lambda slot: slot.update(step="many"), "step of {} is 'many'"),
+    "below 0": (lambda slot: slot.update(step=-1), "step of {} is -1"),
+    "endless": (lambda slot: slot.update(step=float("inf")), "step of {} is inf"),
+    "several": (lambda slot: slot.update(step=torch.ones(2, 2)), "step of {} is tensor([[1., 1.],"),
+}
+
+
+@pytest.mark.parametrize("name", SLOTS)
+def test_a_damaged_training_state_names_part_and_parameter(name: str) -> None:
+    damage, words = SLOTS[name]
+    state, parameters = training_state()
+    first = "input_blocks.0.0.weight"
+    damage(state["optimizers"][0]["state"][list(parameters).index(first)])
+    message = "optimizers: " + words.format(first)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}") as caught:
+        convert_training_state(state, parameters)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["epoch", "iter"])
+@pytest.mark.parametrize("value", [None, -1, float("inf"), torch.ones(3), "x"])
+def test_counts_of_a_training_state_are_counts(key: str, value: Any) -> None:
+    state, parameters = training_state()
+    with pytest.raises(ValueError, match=f"^{key} is .*, expected a whole number, at least 0$"):
+        convert_training_state({**state, key: value}, parameters)
