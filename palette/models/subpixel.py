@@ -79,7 +79,10 @@ def _pair_gradient(
         (taps[1], first[1], second[0]),
         (taps[2], first[1], second[1]),
     ):
-        tap.copy_(one).add_(other)
+        if one.dtype == tap.dtype:
+            torch.add(one, other, out=tap)
+        else:
+            tap.copy_(one).add_(other)
 
 
 def interleave(four: Tensor) -> Tensor:

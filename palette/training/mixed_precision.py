@@ -37,8 +37,8 @@ class MixedPrecision:
     Args:
         network: in float32, on its device.
         dtype: what convolutions and linear layers compute in.
-        half_gradients: leave the gradients of weights that have a copy in ``dtype``. It holds no
-            more of them than one backward pass finds; a sum of several would be rounded each time.
+        half_gradients: leave gradients in ``dtype`` with the copies, until ``collect`` is called
+            after a step's only backward pass: a sum of several would be rounded each time.
 
     Attributes:
         network: what to call and to differentiate: like the network given and with its very
@@ -67,8 +67,9 @@ class MixedPrecision:
                     setattr(parent, name, lowered)
                     self._copies |= dict(lowered.pairs())
         if half_gradients:
-            for weight in self._copies:
+            for weight, copied in self._copies.items():
                 weight.grad_dtype = dtype
+                copied.requires_grad_(weight.requires_grad)
 
     def copies(self) -> Mapping[Tensor, Tensor]:
         """Weights and their copies, for those whose copy is the weight itself in ``dtype``."""
@@ -82,6 +83,12 @@ class MixedPrecision:
         self._fresh = False
         for layer in self._enlarging:
             layer.refresh()
+
+    def collect(self) -> None:
+        """Hand gradients that were left with the copies to their weights."""
+        for weight, copied in self._copies.items():
+            if copied.requires_grad:
+                weight.grad, copied.grad = copied.grad, None
 
     def rounded(self) -> None:
         """Leave ``copies`` out of the next refresh: they have been rounded already."""
@@ -176,6 +183,8 @@ def _geometry(layer: nn.Module) -> tuple[tuple[int, int], tuple[int, int]] | Non
 
 
 def _copied(weight: Tensor, low: Tensor) -> Tensor:
+    if low.requires_grad:
+        return low
     copied: Tensor = _Copied.apply(weight, low)  # type: ignore[no-untyped-call]
     return copied
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from palette import ops
 from palette.config import Train
+from palette.training.allocator import use_huge_pages
 from palette.training.ema import EMA, Further
 from palette.training.mixed_precision import MixedPrecision
 from palette.training.sharding import clip_
@@ -79,9 +81,11 @@ class OnePass(Update):
         super().__init__(train, network, optimizer, scaler, ema, further)
         self._mixed = mixed
         self._no_copy = torch.empty(0, dtype=torch.bfloat16)
+        self._paged = False
 
     def apply(self, loss: float, step: int) -> float:
         """As of any update, but the norm is NaN where the loss is not finite."""
+        self._mixed.collect()
         norm = self._advance(step) if math.isfinite(loss) else math.nan
         self._optimizer.zero_grad(set_to_none=True)
         return norm
@@ -91,6 +95,16 @@ class OnePass(Update):
         lists: list[list[Tensor]] = [[], [], [], [], [], []]
         self._optimizer._init_group(group, *lists)  # type: ignore[no-untyped-call]
         weights, grads, means, squares, _, steps = lists
+        if not self._paged:  # the moments are there from the first step on
+            self._paged = True
+            lasting = (
+                weights,
+                means,
+                squares,
+                self._ema.of().values(),
+                self._mixed.copies().values(),
+            )
+            use_huge_pages(itertools.chain(*lasting))
         averaging = self._averages_at(step)
         averages, copies = self._ema.of(), self._mixed.copies()
         norm = ops.adamw(

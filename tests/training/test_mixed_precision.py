@@ -133,6 +133,8 @@ def test_gradients_in_half_are_those_before_they_are_widened() -> None:
         mixed.refresh()
         with torch.autocast("cpu", torch.bfloat16):
             _loss(mixed.network).backward()
+        mixed.collect()
+        assert all(copied.grad is None for copied in mixed.copies().values())
         assert {weight.grad.dtype for weight in mixed.copies()} == {
             torch.bfloat16 if half else torch.float32
         }
