@@ -2,9 +2,10 @@
 
     pytest benchmarks/bench_attention.py
 
-Each row is one channels-last shape [N, 3C, S, S]; the contestants run in turn and the medians are
-compared. "eager" is what a network does without us: split, contiguous heads, torch's kernel,
-contiguous result. An implementation that is wrong in float64's eyes fails before it is timed.
+Each row is one shape [N, 3C, S, S], channels-last and on a GPU contiguous too; the contestants run
+in turn and the medians are compared. "eager" is what a network does without us: split, contiguous
+heads, torch's kernel, contiguous result. An implementation that is wrong in float64's eyes fails
+before it is timed.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ SHAPES = [
     ((1, 1536, 32, 32), 16),
     ((1, 3072, 16, 16), 16),
 ]
+LAYOUTS = {"channels-last": torch.channels_last}
+if torch.cuda.is_available():  # where torch's kernels want channels-last
+    LAYOUTS["contiguous"] = torch.contiguous_format
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def _eager(qkv: Tensor, heads: int) -> Tensor:
+def _eager(qkv: Tensor, heads: int, layout: torch.memory_format) -> Tensor:
     n, width, h, w = qkv.shape
     q, k, v = (
         part.transpose(-1, -2).contiguous()
@@ -38,12 +42,12 @@ def _eager(qkv: Tensor, heads: int) -> Tensor:
     )
     out = F.scaled_dot_product_attention(q, k, v)
     out = out.transpose(-1, -2).reshape(n, width // 3, h, w)
-    return out.contiguous(memory_format=torch.channels_last)
+    return out.contiguous(memory_format=layout)
 
 
-def _input(shape: tuple[int, ...], dtype: str, device: str) -> Tensor:
+def _input(shape: tuple[int, ...], dtype: str, layout: torch.memory_format, device: str) -> Tensor:
     torch.manual_seed(sum(shape))
-    return torch.randn(shape).to(device, DTYPES[dtype], memory_format=torch.channels_last)
+    return torch.randn(shape).to(device, DTYPES[dtype], memory_format=layout)
 
 
 def _check(ours: Tensor, exact: Tensor) -> None:
@@ -55,31 +59,35 @@ def _check(ours: Tensor, exact: Tensor) -> None:
 
 @pytest.mark.parametrize(("shape", "heads"), SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_forward(benchmark, interleaved, row, forced, device, dtype, shape, heads) -> None:
-    qkv = _input(shape, dtype, device)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_forward(benchmark, interleaved, row, forced, device, layout, dtype, shape, heads) -> None:
+    qkv = _input(shape, dtype, LAYOUTS[layout], device)
 
     def ours() -> Tensor:
         return ops.attention(qkv, heads, "legacy")
 
     with torch.inference_mode():
-        _check(ours(), _eager(qkv.double(), heads))
-        contestants = {"eager": lambda: _eager(qkv, heads), **forced("attention", ours)}
+        _check(ours(), _eager(qkv.double(), heads, LAYOUTS[layout]))
+        contestants: dict[str, Callable[[], object]] = {
+            "eager": lambda: _eager(qkv, heads, LAYOUTS[layout]),
+            **forced("attention", ours),
+        }
         found = interleaved({**contestants, "ours": ours})
         benchmark.pedantic(ours, rounds=5, warmup_rounds=1)
-    table = f"attention forward, channels-last, {dtype}"
+    table = f"attention forward, {layout}, {dtype}"
     row(table, f"{list(shape)} {heads} heads", 1, found, 4 / 3 * qkv.nbytes / 1e6)
 
 
 @pytest.mark.parametrize(("shape", "heads"), SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_backward(benchmark, interleaved, row, forced, device, dtype, shape, heads) -> None:
-    qkv = _input(shape, dtype, device).requires_grad_()
+    qkv = _input(shape, dtype, torch.channels_last, device).requires_grad_()
 
     def ours() -> Tensor:
         return ops.attention(qkv, heads, "legacy")
 
     outputs = {name: call() for name, call in forced("attention", ours).items()}
-    outputs |= {"eager": _eager(qkv, heads), "ours": ours()}
+    outputs |= {"eager": _eager(qkv, heads, torch.channels_last), "ours": ours()}
     grad = torch.randn_like(outputs["ours"])
 
     def through(y: Tensor) -> Callable[[], object]:

@@ -57,7 +57,7 @@ from palette.diffusion.schedule import Schedule, spaced
 from palette.models.layers import PointwiseConv
 from palette.models.packed import pack
 from palette.models.unet import UNet
-from palette.training.summary import unfuse
+from palette.models.unfused import unfuse
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda:0" if GPU else "cpu")

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import os
 import random
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import proven
 import pytest
 import torch
 
-from palette import _extension, ops
+from palette import ops
 from palette.info import machine
 
 Timings = dict[str, float]
@@ -31,6 +28,9 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+_HEAD_START = 2_000_000  # cycles of a GPU, about a millisecond
+_MOST = 40 if DEVICE == "cuda" else 200  # calls of a contestant; a GPU's times scatter less
 
 # What nobody would pick instead.
 _NO_ALTERNATIVE = ("copy", "floor", "reference", "accelerated", "ours")
@@ -68,7 +68,7 @@ def interleaved(
         for _ in range(3 if DEVICE == "cuda" else 1):
             function()
     once = max(_timed(function) for function in contestants.values())
-    rounds = min(max(int(seconds / once), least), 200)
+    rounds = min(max(int(seconds / once), least), _MOST)
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     order, shuffle = list(contestants), random.Random(0).shuffle
     for _ in range(rounds):
@@ -89,8 +89,8 @@ def _timed(function: Callable[[], object]) -> float:
 
 
 def _timed_on_gpu(function: Callable[[], object]) -> float:
-    # Writing this takes the GPU longer than the host needs to launch what is measured.
     torch.empty(2**28, dtype=torch.uint8, device=DEVICE).zero_()
+    torch.cuda._sleep(_HEAD_START)  # the host launches what is measured before the first of it runs
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     function()
@@ -100,47 +100,13 @@ def _timed_on_gpu(function: Callable[[], object]) -> float:
 
 
 @pytest.fixture(autouse=True)
-def _proven(request: pytest.FixtureRequest, failure_of: Callable[[str], str]) -> None:
+def _proven(request: pytest.FixtureRequest) -> None:
     """No figure for an op whose own tests fail; one that several ops share needs them all."""
     op = request.module.__name__.rpartition("bench_")[2]
     for name in [op] if op in ops.names() else ops.names():
-        failure = failure_of(name)
+        failure = proven.failure(name, request.config.cache)
         if failure:
             pytest.fail(f"{name} fails its own tests, so no time is printed: {failure}", False)
-
-
-@pytest.fixture(scope="session")
-def failure_of(request: pytest.FixtureRequest) -> Callable[[str], str]:
-    """What fails first in tests/ops/test_<op>.py, "" where nothing does.
-
-    That it passed is remembered for as long as libraries, kernels, tests, torch and device stay
-    what they are.
-    """
-    root, cache = Path(__file__).resolve().parents[1], request.config.cache
-    files = [half.library for half in _extension.load().values() if half.library is not None]
-    for pattern in ("palette/ops/*.py", "kernels/*.py", "tests/ops/*.py"):
-        files += sorted(root.glob(pattern))
-    digest = hashlib.sha256(f"{torch.__version__} {machine()['gpu']}".encode())
-    for file in files:
-        digest.update(file.read_bytes())
-
-    @functools.cache
-    def look(op: str) -> str:
-        key = f"palette/proven/{op}"
-        if cache is not None and cache.get(key, None) == digest.hexdigest():
-            return ""
-        pytest_ = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib", "-x"]
-        ran = subprocess.run(
-            [*pytest_, f"tests/ops/test_{op}.py"], cwd=root, capture_output=True, text=True
-        )
-        if ran.returncode != 0:
-            said = (ran.stdout + ran.stderr).splitlines()
-            return next((line for line in said if line.startswith(("FAILED", "ERROR"))), said[-1])
-        if cache is not None:
-            cache.set(key, digest.hexdigest())
-        return ""
-
-    return look
 
 
 @pytest.fixture(name="interleaved")
@@ -150,7 +116,8 @@ def _interleaved() -> Callable[..., Timings]:
 
 @pytest.fixture
 def row() -> Callable[..., None]:
-    """``row(table, shape, count, seconds, megabytes)`` adds a line to a table printed at the end.
+    """``row(table, shape, count, seconds, megabytes)`` adds a line to a table printed at the end,
+    and written at once where PALETTE_RESULTS names a folder.
 
     ``seconds`` names at least "eager" and "ours", and "copy" where there is a plain copy;
     ``megabytes`` is what has to be read and written once. With ``unit`` "MB" they are bytes.
@@ -169,6 +136,7 @@ def row() -> Callable[..., None]:
             columns["MB"] = megabytes
         columns |= {f"{name} {unit}": value * _UNITS[unit] for name, value in seconds.items()}
         _tables.setdefault(table, []).append(_with_ratios(columns))
+        _write()
 
     return add
 
@@ -179,6 +147,7 @@ def line() -> Callable[[str, dict[str, Any]], None]:
 
     def add(table: str, columns: dict[str, Any]) -> None:
         _tables.setdefault(table, []).append(columns)
+        _write()
 
     return add
 
@@ -202,21 +171,24 @@ def forced() -> Callable[..., dict[str, Callable[[], object]]]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the tables, with a line of sums; write them where PALETTE_RESULTS names a folder."""
+    """Print the tables, with a line of sums."""
     if not _tables:
         return
-    facts = machine()
-    terminalreporter.write_line(", ".join(f"{key} {value}" for key, value in facts.items()))
+    terminalreporter.write_line(", ".join(f"{key} {value}" for key, value in machine().items()))
     for name, rows in _tables.items():
         terminalreporter.section(name)
         for line in _lines(_with_sums(rows)):
             terminalreporter.write_line(line)
+
+
+def _write() -> None:
+    """What there is so far, so that a run that is stopped leaves it."""
     folder = os.environ.get("PALETTE_RESULTS")
     if folder:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         tables = {name: _with_sums(rows) for name, rows in _tables.items()}
-        written = {"machine": facts, "tables": tables}
+        written = {"machine": machine(), "tables": tables}
         (target / "tables.json").write_text(json.dumps(written, indent=1))
 
 
@@ -229,6 +201,8 @@ def _sums(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Milliseconds and bytes summed with each row's count; ratios are those of the sums."""
     sums: dict[str, Any] = {"shape": "sum", "count": sum(row["count"] for row in rows)}
     for key in (key for key in rows[0] if key == "MB" or key.endswith((" ms", " MB"))):
+        if any(key not in row for row in rows):
+            continue  # a contestant that took part in some rows only
         sums[key] = sum(row[key] * row["count"] for row in rows)
     return _with_ratios(sums)
 

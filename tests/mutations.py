@@ -124,7 +124,7 @@ FAULTS = [
     Fault("pixels exchanged", "kernels/dropout.py", "at + channels, w1", "at + channels, w2"),
     # CUDA
     Fault("eps dropped", "csrc/cuda/group_norm_silu.cu", "own.count + problem.eps)", "own.count)"),
-    Fault("wrong head order", "csrc/cuda/attention.cu", 'order == "legacy"', 'order == "new"'),
+    Fault("wrong head order", "csrc/cuda/attention.cu", "is_legacy(order)", "!is_legacy(order)"),
     Fault("one word more dropped", "csrc/cuda/dropout.cu", "words.w[j] >= drop.first", "words.w[j] > drop.first"),
     Fault("channels of the wrong counters", "csrc/cuda/dropout.cu", "(channel + v) * plane + quad", "(channel + v) * plane"),
     Fault("step of the first sample", "csrc/cuda/noise.cu", "step[image * step_stride]", "step[0 * image * step_stride]"),

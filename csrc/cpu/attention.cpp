@@ -95,7 +95,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Shape& shape) {
 }  // namespace
 
 std::tuple<Tensor, Tensor> attention(const Tensor& qkv, int64_t heads, const std::string& order) {
-  STD_TORCH_CHECK(fit(qkv, heads), "attention: heads that do not fit qkv");
+  STD_TORCH_CHECK(checks::attention(device_of(qkv), qkv, heads),
+                  "attention: heads that do not fit qkv");
   const Shape shape(qkv, heads, is_legacy(order));
   return by_dtype(qkv, [&]<class T>(T) { return forward<T>(qkv, shape); });
 }

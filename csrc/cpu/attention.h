@@ -13,7 +13,6 @@
 #include <limits>
 #include <memory>
 #include <new>
-#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -66,10 +65,6 @@ struct Sizes {
   int64_t width;  // dims, padded to whole vectors
 };
 
-inline bool fit(const Tensor& qkv, int64_t heads) {
-  return heads >= 1 && qkv.dim() >= 3 && qkv.size(1) % (3 * heads) == 0;
-}
-
 // The sizes of attention on qkv [N, 3C, ...].
 struct Shape {
   int64_t batch, heads, tokens, dims;
@@ -105,12 +100,6 @@ struct Shape {
             channel_stride};
   }
 };
-
-inline bool is_legacy(const std::string& order) {
-  STD_TORCH_CHECK(order == "legacy" || order == "new", "attention: order is '", order,
-                  "', wanted 'legacy' or 'new'");
-  return order == "legacy";
-}
 
 // A matrix of whole vectors in scratch memory; rows `pitch` apart.
 template <class A>

@@ -95,19 +95,11 @@ Tensor backward(const Tensor& grad_tensor, const Tensor& qkv, const Tensor& out_
   return result;
 }
 
-// Whether a tensor is like the result of attention on qkv.
-bool of_output(const Tensor& tensor, const Tensor& qkv) {
-  return tensor.dim() == qkv.dim() && tensor.size(0) == qkv.size(0) &&
-         tensor.size(1) * 3 == qkv.size(1) && pixels_of(tensor) == pixels_of(qkv) &&
-         tensor.scalar_type() == qkv.scalar_type();
-}
-
 }  // namespace
 
 Tensor attention_backward(const Tensor& grad, const Tensor& qkv, const Tensor& out,
                           const Tensor& lse, int64_t heads, const std::string& order) {
-  STD_TORCH_CHECK(fit(qkv, heads) && of_output(grad, qkv) && of_output(out, qkv) &&
-                      lse.numel() == qkv.size(0) * heads * pixels_of(qkv),
+  STD_TORCH_CHECK(checks::attention_backward(device_of(qkv), grad, qkv, out, lse, heads),
                   "attention_backward: arguments that do not fit each other");
   const Shape shape(qkv, heads, is_legacy(order));
   return by_dtype(qkv, [&]<class T>(T) { return backward<T>(grad, qkv, out, lse, shape); });

@@ -90,12 +90,11 @@ void apply(const Image& x, const std::vector<Drop>& drops, const Tensor& out) {
 }  // namespace
 
 Tensor dropout(const Tensor& x, const Tensor& seeds, double p, int64_t layer) {
+  STD_TORCH_CHECK(checks::dropout(device_of(x), x, seeds), "dropout: seeds that do not fit x");
   const bool rows = channels_last(x);
   Tensor out = empty_dense(x, rows);
   if (x.numel() == 0) return out;
   const Tensor keys = torch::stable::contiguous(seeds);
-  STD_TORCH_CHECK(keys.numel() == x.size(0), "dropout: seeds has ", keys.numel(),
-                  " elements, wanted ", x.size(0));
   std::vector<Drop> drops;
   for (int64_t n = 0; n < keys.numel(); ++n) {
     const uint64_t seed = static_cast<uint64_t>(keys.const_data_ptr<int64_t>()[n]);

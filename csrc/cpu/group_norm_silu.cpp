@@ -187,7 +187,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_silu(const Tensor& x,
                                                    int64_t groups, double eps,
                                                    const std::optional<Tensor>& scale,
                                                    const std::optional<Tensor>& shift, bool silu) {
-  STD_TORCH_CHECK(fit(x, weight, bias, groups, scale, shift) && eps >= 0.0 && std::isfinite(eps),
+  STD_TORCH_CHECK(checks::group_norm_silu(device_of(x), x, weight, bias, groups, eps, scale, shift),
                   "group_norm_silu: arguments that do not fit each other");
   const Parameters parameters(x.size(0), x.size(1), weight, bias, scale, shift);
   return by_dtype(x, [&]<class T>(T) { return forward<T>(x, parameters, groups, eps, silu); });

@@ -94,30 +94,6 @@ void for_pieces(int64_t items, const Pieces& pieces, int64_t width, bool backwar
   });
 }
 
-// Whether a parameter has the sizes of x from dimension `first` to the channels, and a dtype to go
-// with x.
-inline bool fits(const std::optional<Tensor>& parameter, const Tensor& x, int64_t first) {
-  if (!parameter.has_value()) return true;
-  const ScalarType dtype = parameter->scalar_type();
-  bool same = parameter->is_cpu() && parameter->dim() == 2 - first &&
-              (dtype == x.scalar_type() || dtype == ScalarType::Float);
-  for (int64_t d = first; same && d < 2; ++d) same = parameter->size(d - first) == x.size(d);
-  return same;
-}
-
-inline bool alike(const std::optional<Tensor>& a, const std::optional<Tensor>& b) {
-  return !a.has_value() || !b.has_value() || a->scalar_type() == b->scalar_type();
-}
-
-// What the function in Python leaves to the op: it says what is wrong only where something is.
-inline bool fit(const Tensor& x, const std::optional<Tensor>& weight,
-                const std::optional<Tensor>& bias, int64_t groups,
-                const std::optional<Tensor>& scale, const std::optional<Tensor>& shift) {
-  return x.dim() >= 2 && groups >= 1 && x.size(1) % groups == 0 && fits(weight, x, 1) &&
-         fits(bias, x, 1) && alike(weight, bias) && fits(scale, x, 0) && fits(shift, x, 0) &&
-         alike(scale, shift);
-}
-
 // z before SiLU is x^ * gain + offset, one row per sample, or one for all where there is no FiLM:
 // gain = weight * film, offset = bias * film + shift, film = 1 + scale.
 struct Parameters {

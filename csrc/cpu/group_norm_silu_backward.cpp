@@ -207,19 +207,14 @@ ParameterGradients parameter_gradients(int64_t batch, int64_t channels, const No
   return result;
 }
 
-bool of_groups(const Tensor& statistic, const Tensor& x, int64_t groups) {
-  return statistic.dim() == 2 && statistic.size(0) == x.size(0) && statistic.size(1) == groups;
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_silu_backward(
     const Tensor& grad, const Tensor& x, const Tensor& mean, const Tensor& rstd,
     const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, int64_t groups,
     const std::optional<Tensor>& scale, const std::optional<Tensor>& shift, bool silu) {
-  STD_TORCH_CHECK(fit(x, weight, bias, groups, scale, shift) && same_shape(grad, x) &&
-                      grad.scalar_type() == x.scalar_type() && of_groups(mean, x, groups) &&
-                      of_groups(rstd, x, groups),
+  STD_TORCH_CHECK(checks::group_norm_silu_backward(device_of(x), grad, x, mean, rstd, weight, bias,
+                                                   groups, scale, shift),
                   "group_norm_silu_backward: arguments that do not fit each other");
   const int64_t batch = x.size(0), channels = x.size(1);
   const Parameters parameters(batch, channels, weight, bias, scale, shift);

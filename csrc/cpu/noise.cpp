@@ -42,11 +42,10 @@ FillNoise fill_noise() { return loops<float>().fill; }
 
 Tensor noise(const Tensor& seeds, const Tensor& step, const std::vector<int64_t>& shape,
              int64_t stream, int64_t layer) {
+  STD_TORCH_CHECK(checks::noise(device_of(seeds), seeds, step), "noise: seeds and step do not fit");
   const Tensor keys = torch::stable::contiguous(seeds);
   const Tensor steps = torch::stable::contiguous(step);
   const int64_t images = keys.numel();
-  STD_TORCH_CHECK(steps.numel() == 1 || steps.numel() == images, "noise: step has ", steps.numel(),
-                  " elements, wanted 1 or ", images);
   std::vector<int64_t> sizes{images};
   int64_t elements = 1;
   for (const int64_t size : shape) {

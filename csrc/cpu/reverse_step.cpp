@@ -197,47 +197,6 @@ std::vector<Sample> samples_of(int64_t batch, const Tensor& table, const Tensor&
   return samples;
 }
 
-bool is(const Tensor& tensor, ScalarType dtype) {
-  return tensor.is_cpu() && tensor.scalar_type() == dtype;
-}
-
-bool floating(const Tensor& tensor) {
-  constexpr ScalarType kFloating[] = {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half,
-                                      ScalarType::Double};
-  return tensor.is_cpu() &&
-         std::ranges::find(kFloating, tensor.scalar_type()) != std::end(kFloating);
-}
-
-// Whether a picture has the shape of the state, and its dtype.
-bool like(const std::optional<Tensor>& tensor, const Tensor& state) {
-  return !tensor || (is(*tensor, ScalarType::Float) && same_shape(*tensor, state));
-}
-
-// Whether every element has its own place in memory, as far as strides of zero tell.
-bool writable(const std::optional<Tensor>& tensor) {
-  bool each = true;
-  for (int64_t d = 0; tensor && d < tensor->dim(); ++d) {
-    each = each && (tensor->size(d) <= 1 || tensor->stride(d) != 0);
-  }
-  return each;
-}
-
-bool broadcasts(const std::optional<Tensor>& mask, const Tensor& state) {
-  if (!mask.has_value()) return true;
-  bool fits = is(*mask, ScalarType::Float) && mask->dim() <= 4;
-  for (int64_t d = 1; fits && d <= mask->dim(); ++d) {
-    const int64_t size = mask->size(mask->dim() - d);
-    fits = size == 1 || size == state.size(4 - d);
-  }
-  return fits;
-}
-
-// Whether there is an integer for every sample, or one for all.
-bool counts(const Tensor& numbers, const Tensor& state, bool scalar) {
-  if (!is(numbers, ScalarType::Long)) return false;
-  return numbers.dim() == 0 ? scalar : numbers.dim() == 1 && numbers.size(0) == state.size(0);
-}
-
 }  // namespace
 
 void reverse_step(const Tensor& state, const Tensor& output, const Tensor& table,
@@ -245,14 +204,8 @@ void reverse_step(const Tensor& state, const Tensor& output, const Tensor& table
                   const std::optional<Tensor>& noise, const std::optional<Tensor>& history,
                   const std::optional<Tensor>& known, const std::optional<Tensor>& mask,
                   const std::optional<Tensor>& slot) {
-  STD_TORCH_CHECK(is(state, ScalarType::Float) && state.dim() == 4 && floating(output) &&
-                      same_shape(output, state) && is(table, ScalarType::Float) &&
-                      table.dim() == 2 && table.size(1) == 6 && counts(step, state, true) &&
-                      (!seeds || (counts(*seeds, state, false) && !noise)) && like(noise, state) &&
-                      like(history, state) && like(known, state) &&
-                      known.has_value() == mask.has_value() && broadcasts(mask, state) &&
-                      (!slot || (floating(*slot) && same_shape(*slot, state))) && writable(state) &&
-                      writable(history) && writable(slot),
+  STD_TORCH_CHECK(checks::reverse_step(device_of(state), state, output, table, step, seeds, noise,
+                                       history, known, mask, slot),
                   "reverse_step: arguments that do not fit each other");
   const int64_t batch = state.size(0), channels = state.size(1);
   const int64_t pixels = state.size(2) * state.size(3);

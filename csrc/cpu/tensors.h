@@ -19,24 +19,16 @@
 #include <optional>
 #include <vector>
 
+#include "checks.h"
+
 namespace palette::cpu {
 
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
-// Positions per channel of x [N, C, ...].
-inline int64_t pixels_of(const Tensor& x) {
-  int64_t pixels = 1;
-  for (int64_t d = 2; d < x.dim(); ++d) pixels *= x.size(d);
-  return pixels;
-}
-
-inline bool same_shape(const Tensor& a, const Tensor& b) {
-  bool same = a.dim() == b.dim();
-  for (int64_t d = 0; same && d < a.dim(); ++d) same = a.size(d) == b.size(d);
-  return same;
+// Where all arguments of an op have to be: on the CPU, where x is.
+inline Device device_of(const Tensor& x) {
+  return {aoti_torch_device_type_cpu(), x.get_device_index()};
 }
 
 // The rule of palette/ops/_layout.py: whether the channels of x lie next to each other in memory.

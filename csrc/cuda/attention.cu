@@ -194,10 +194,8 @@ constexpr const char* kAttention = "attention";
 
 Attention problem_of(const Tensor& qkv, int64_t heads, const std::string& order, int64_t channels,
                      bool rows) {
-  const int64_t size = qkv.size(1) / (3 * heads);
-  int64_t tokens = 1;
-  for (int64_t d = 2; d < qkv.dim(); ++d) tokens *= qkv.size(d);
-  const bool legacy = order == "legacy";
+  const int64_t size = qkv.size(1) / (3 * heads), tokens = pixels_of(qkv);
+  const bool legacy = is_legacy(order);
   return {qkv.size(0),
           heads,
           tokens,
@@ -214,6 +212,8 @@ Attention problem_of(const Tensor& qkv, int64_t heads, const std::string& order,
 }  // namespace
 
 std::tuple<Tensor, Tensor> attention(const Tensor& qkv, int64_t heads, const std::string& order) {
+  STD_TORCH_CHECK(checks::attention(device_of(qkv), qkv, heads),
+                  "attention: heads that do not fit qkv");
   const DeviceGuard guard(qkv.get_device_index());
   const bool rows = channels_last(qkv);
   const int64_t channels = qkv.size(1) / 3;
@@ -231,6 +231,8 @@ std::tuple<Tensor, Tensor> attention(const Tensor& qkv, int64_t heads, const std
 
 Tensor attention_backward(const Tensor& grad, const Tensor& qkv, const Tensor& out,
                           const Tensor& lse, int64_t heads, const std::string& order) {
+  STD_TORCH_CHECK(checks::attention_backward(device_of(qkv), grad, qkv, out, lse, heads),
+                  "attention_backward: arguments that do not fit each other");
   const DeviceGuard guard(qkv.get_device_index());
   const bool rows = channels_last(qkv);
   const Attention problem = problem_of(qkv, heads, order, qkv.size(1), rows);

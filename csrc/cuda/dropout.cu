@@ -162,14 +162,14 @@ extern "C" cudaError_t palette_cuda_dropout(const Drop* drop, cudaStream_t strea
 namespace palette::cuda {
 
 Tensor dropout(const Tensor& x, const Tensor& seeds, double p, int64_t layer) {
+  STD_TORCH_CHECK(checks::dropout(device_of(x), x, seeds), "dropout: seeds that do not fit x");
   const Type type = type_of(x, "dropout", "x");
   const bool rows = channels_last(x);
   Tensor y = empty_dense(x, x.size(1), rows);
   if (x.numel() == 0) return y;
   const DeviceGuard guard(x.get_device_index());
   const Tensor keys = torch::stable::contiguous(seeds);
-  int64_t pixels = 1;
-  for (int64_t d = 2; d < x.dim(); ++d) pixels *= x.size(d);
+  const int64_t pixels = pixels_of(x);
   const bool direct = !rows || pixels % kQuad == 0;
   const Tensor from = dense(x, rows && direct);
   const Tensor to = direct ? y : empty_dense(x, x.size(1), false);

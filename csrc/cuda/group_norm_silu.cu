@@ -215,11 +215,9 @@ GroupNorm problem_of(const Tensor& x, bool rows, int64_t groups, double eps, boo
                      const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
                      const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
                      std::vector<Tensor>& copies) {
-  int64_t spatial = 1;
-  for (int64_t d = 2; d < x.dim(); ++d) spatial *= x.size(d);
   return {x.size(0),
           x.size(1),
-          spatial,
+          pixels_of(x),
           groups,
           type_of(x, kOp, "x"),
           rows,
@@ -244,6 +242,8 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_silu(const Tensor& x,
                                                    int64_t groups, double eps,
                                                    const std::optional<Tensor>& scale,
                                                    const std::optional<Tensor>& shift, bool silu) {
+  STD_TORCH_CHECK(checks::group_norm_silu(device_of(x), x, weight, bias, groups, eps, scale, shift),
+                  "group_norm_silu: arguments that do not fit each other");
   const DeviceGuard guard(x.get_device_index());
   const bool rows = channels_last(x);
   std::vector<Tensor> copies;
@@ -271,6 +271,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_silu_backward(
     const Tensor& grad, const Tensor& x, const Tensor& mean, const Tensor& rstd,
     const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, int64_t groups,
     const std::optional<Tensor>& scale, const std::optional<Tensor>& shift, bool silu) {
+  STD_TORCH_CHECK(checks::group_norm_silu_backward(device_of(x), grad, x, mean, rstd, weight, bias,
+                                                   groups, scale, shift),
+                  "group_norm_silu_backward: arguments that do not fit each other");
   const DeviceGuard guard(x.get_device_index());
   const bool rows = channels_last(x);
   std::vector<Tensor> copies;

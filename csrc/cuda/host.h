@@ -10,20 +10,21 @@
 #include <optional>
 #include <vector>
 
+#include "checks.h"
 #include "cuda/ops.h"
 #include "cuda/vector.cuh"
 
 namespace palette::cuda {
 
-using torch::headeronly::ScalarType;
-
 #ifdef PALETTE_EMULATE  // tensors are on the CPU
 struct DeviceGuard {
   explicit DeviceGuard(int32_t) {}
 };
+inline int32_t device_type() { return aoti_torch_device_type_cpu(); }
 inline cudaStream_t current_stream(const Tensor&) { return nullptr; }
 #else
 using torch::stable::accelerator::DeviceGuard;
+inline int32_t device_type() { return aoti_torch_device_type_cuda(); }
 
 // The stream that torch queues this thread's work on, for the tensor's device.
 inline cudaStream_t current_stream(const Tensor& tensor) {
@@ -33,6 +34,9 @@ inline cudaStream_t current_stream(const Tensor& tensor) {
   return static_cast<cudaStream_t>(stream);
 }
 #endif
+
+// Where all arguments of an op have to be: on the GPU that x is on, if it is on one.
+inline Device device_of(const Tensor& x) { return {device_type(), x.get_device_index()}; }
 
 inline void check_launch(cudaError_t status, const char* op) {
   STD_TORCH_CHECK(status == cudaSuccess, op,
@@ -54,10 +58,7 @@ inline Type type_of(const Tensor& tensor, const char* op, const char* name) {
 
 // The memory layout rule of palette/ops/_layout.py.
 inline bool channels_last(const Tensor& x) {
-  if (x.dim() < 3 || x.size(1) <= 1 || x.stride(1) != 1) return false;
-  int64_t positions = 1;
-  for (int64_t d = 2; d < x.dim(); ++d) positions *= x.size(d);
-  return positions > 1;
+  return x.dim() >= 3 && x.size(1) > 1 && x.stride(1) == 1 && pixels_of(x) > 1;
 }
 
 // Strides of a dense tensor of these sizes [N, C, ...].

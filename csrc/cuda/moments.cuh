@@ -11,9 +11,14 @@ template <int V>
 struct Moments {
   float count, mean[V], m2[V];
 
-  // Chan, Golub and LeVeque (1983). Lower threads have work first, so an empty one never receives.
+  // Chan, Golub and LeVeque (1983). A constant's mean stays exact, which c / c in fast division
+  // does not give.
   __device__ void merge(const Moments& other) {
     if (other.count == 0.0f) return;
+    if (count == 0.0f) {
+      *this = other;
+      return;
+    }
     const float total = count + other.count;
     const float part = __fdividef(other.count, total);
     const float weight = count * part;

@@ -58,6 +58,7 @@ namespace palette::cuda {
 
 Tensor noise(const Tensor& seeds, const Tensor& step, const std::vector<int64_t>& shape,
              int64_t stream, int64_t layer) {
+  STD_TORCH_CHECK(checks::noise(device_of(seeds), seeds, step), "noise: seeds and step do not fit");
   const DeviceGuard guard(seeds.get_device_index());
   const Tensor keys = torch::stable::contiguous(seeds);
   const Tensor steps = torch::stable::contiguous(step);

@@ -190,7 +190,9 @@ class Operand {
     const auto stride = [&](int64_t d) { return used_.size(d) > 1 ? used_.stride(d) : 0; };
     const bool aligned = reinterpret_cast<uintptr_t>(used_.data_ptr()) % 16 == 0 &&
                          stride(0) % kQuad == 0 && stride(1) % kQuad == 0;
-    const Type type = type_of(used_, kOp, name);
+    // beside a float32 state too
+    const bool wide = used_.scalar_type() == ScalarType::Double;
+    const Type type = wide ? kFloat64 : type_of(used_, kOp, name);
     const bool quads = type == kFloat32 && p == 1 && aligned &&
                        like.size(2) * like.size(3) % kQuad == 0 && used_.size(2) == like.size(2) &&
                        used_.size(3) == like.size(3);
@@ -227,7 +229,9 @@ void reverse_step(const Tensor& state, const Tensor& output, const Tensor& table
                   const std::optional<Tensor>& noise, const std::optional<Tensor>& history,
                   const std::optional<Tensor>& known, const std::optional<Tensor>& mask,
                   const std::optional<Tensor>& slot) {
-  STD_TORCH_CHECK(state.scalar_type() == ScalarType::Float, kOp, ": state is not float32");
+  STD_TORCH_CHECK(checks::reverse_step(device_of(state), state, output, table, step, seeds, noise,
+                                       history, known, mask, slot),
+                  "reverse_step: arguments that do not fit each other");
   if (state.numel() == 0) return;
   const DeviceGuard guard(state.get_device_index());
   const Tensor rows = torch::stable::contiguous(table), steps = torch::stable::contiguous(step);

@@ -6,7 +6,7 @@
 namespace palette {
 
 // The numbers are those of palette's host code and tests, not torch's.
-enum Type : int32_t { kAbsent = 0, kFloat32 = 1, kFloat16 = 2, kBFloat16 = 3 };
+enum Type : int32_t { kAbsent = 0, kFloat32 = 1, kFloat16 = 2, kBFloat16 = 3, kFloat64 = 4 };
 
 __device__ __forceinline__ float to_float(float value) { return value; }
 __device__ __forceinline__ float to_float(__half value) { return __half2float(value); }
@@ -48,6 +48,8 @@ __device__ __forceinline__ float read_as(Type type, const void* data, int64_t i)
       return to_float(static_cast<const __half*>(data)[i]);
     case kBFloat16:
       return to_float(static_cast<const __nv_bfloat16*>(data)[i]);
+    case kFloat64:
+      return static_cast<float>(static_cast<const double*>(data)[i]);
     default:
       return static_cast<const float*>(data)[i];
   }
@@ -60,6 +62,9 @@ __device__ __forceinline__ void write_as(Type type, void* data, int64_t i, float
       break;
     case kBFloat16:
       assign(static_cast<__nv_bfloat16*>(data)[i], value);
+      break;
+    case kFloat64:
+      static_cast<double*>(data)[i] = value;
       break;
     default:
       static_cast<float*>(data)[i] = value;

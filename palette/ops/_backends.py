@@ -138,7 +138,7 @@ def in_triton(op: Callable[..., Any], tensor: Tensor, *others: Any) -> Any:
     """
     if torch.compiler.is_compiling():
         return op(tensor, *others)
-    with torch.cuda.device_of(tensor):
+    with torch.cuda.device_of(tensor):  # type: ignore[no-untyped-call]
         return op(tensor, *others)
 
 

@@ -44,8 +44,10 @@ def attention(qkv: Tensor, heads: int, order: str) -> Tensor:
     if backend == "sdpa":
         return sdpa(qkv, heads, order)
     ops = torch.ops.palette
-    op = ops.attention_triton if backend == "triton" else ops.attention
-    out: Tensor = op(qkv, heads, order)[0]
+    if backend == "triton":
+        out: Tensor = _backends.in_triton(ops.attention_triton, qkv, heads, order)[0]
+        return out
+    out = ops.attention(qkv, heads, order)[0]
     return out
 
 
@@ -60,8 +62,10 @@ def reference(qkv: Tensor, heads: int, order: str) -> Tensor:
 
 def sdpa(qkv: Tensor, heads: int, order: str) -> Tensor:
     """The op by torch's scaled_dot_product_attention on views of qkv."""
+    # Its fused kernels for GPUs want the numbers of a token side by side.
+    packed = _layout.dense(qkv, channels_last=True) if qkv.is_cuda else qkv
     with torch.autocast(qkv.device.type, enabled=False):
-        return _pack(F.scaled_dot_product_attention(*_unpack(qkv, heads, order)), qkv)
+        return _pack(F.scaled_dot_product_attention(*_unpack(packed, heads, order)), qkv)
 
 
 def _unpack(qkv: Tensor, heads: int, order: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -50,8 +50,11 @@ def dropout(x: Tensor, seeds: Tensor, p: float, layer: int) -> Tensor:
     # kernels for GPUs know no float64
     if backend == "reference" or (backend in ("cuda", "triton") and x.dtype == torch.float64):
         return reference(x, seeds, p, layer)
-    op = torch.ops.palette.dropout_triton if backend == "triton" else torch.ops.palette.dropout
-    y: Tensor = op(x, seeds, p, layer)
+    ops = torch.ops.palette
+    if backend == "triton":
+        y: Tensor = _backends.in_triton(ops.dropout_triton, x, seeds, p, layer)
+        return y
+    y = ops.dropout(x, seeds, p, layer)
     return y
 
 

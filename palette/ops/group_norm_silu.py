@@ -61,7 +61,7 @@ def group_norm_silu(
     if backend == "reference" or (backend in ("cuda", "triton") and x.dtype == torch.float64):
         return reference(*arguments)
     if backend == "triton":
-        y: Tensor = torch.ops.palette.group_norm_silu_triton(*arguments)[0]
+        y: Tensor = _backends.in_triton(torch.ops.palette.group_norm_silu_triton, *arguments)[0]
         return y
     return _call(*arguments)
 

@@ -53,8 +53,11 @@ def noise(
         return reference(seeds, step, shape, stream, layer)
     if not isinstance(step, Tensor):
         step = torch.full((), step, dtype=torch.int64, device=seeds.device)
-    op = torch.ops.palette.noise_triton if backend == "triton" else torch.ops.palette.noise
-    out: Tensor = op(seeds, step, list(shape), stream, layer)
+    ops, arguments = torch.ops.palette, (seeds, step, list(shape), stream, layer)
+    if backend == "triton":
+        out: Tensor = _backends.in_triton(ops.noise_triton, *arguments)
+        return out
+    out = ops.noise(*arguments)
     return out
 
 

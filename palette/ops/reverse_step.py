@@ -57,7 +57,8 @@ def reverse_step(
     arguments = (state, output, table, step, seeds, noise, history, known, mask, slot)
     try:
         if _backends.in_cpp("reverse_step", *arguments) and not _wants_gradient(*arguments):
-            return _OP(*arguments)
+            _OP(*arguments)
+            return
     except Exception:  # it knows that something does not fit, and not how to say it
         _check(*arguments)
         raise
@@ -66,7 +67,7 @@ def reverse_step(
     if backend == "reference" or state.dtype == torch.float64:  # kernels know float32 only
         reference(*arguments)
     elif backend == "triton":
-        torch.ops.palette.reverse_step_triton(*arguments)
+        _backends.in_triton(torch.ops.palette.reverse_step_triton, *arguments)
     else:
         _OP(*arguments)
 

@@ -228,4 +228,4 @@ inline __nv_bfloat16 __float2bfloat16_rn(float value) {
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __expf(float x) { return expf(x); }
-inline float __fdividef(float x, float y) { return x / y; }
+inline float __fdividef(float x, float y) { return x * (1.0f / y); }

@@ -20,7 +20,7 @@ LEFT_OUT = {
     "dropout": "not f64 and not share",
     "group_norm_silu": "not f64 and not gradcheck",
     "noise": "not distribution and not rare_draws",
-    "reverse_step": "not f64 and not outside_the_table",
+    "reverse_step": "not outside_the_table",
 }
 
 

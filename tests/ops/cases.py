@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -82,6 +83,16 @@ def strides(x: Tensor) -> tuple[int, ...]:
     return tuple(step for size, step in zip(x.shape, x.stride(), strict=True) if size > 1)
 
 
+def on(device: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same arguments with their tensors on a device, in the same strides, also those of 0."""
+    return {
+        name: value.to(device).as_strided(value.shape, value.stride())
+        if isinstance(value, Tensor)
+        else value
+        for name, value in arguments.items()
+    }
+
+
 def _channel_slice(values: Tensor) -> Tensor:
     """Channels 1 ... C of a channels-last tensor of C + 3."""
     n, c, *rest = values.shape
@@ -131,6 +142,10 @@ def far(values: Tensor) -> Tensor:
         memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
         flat = torch.frombuffer(memory, dtype=values.dtype)
     else:
+        torch.cuda.empty_cache()
+        gigabytes = total * values.element_size() / 1e9
+        if torch.cuda.mem_get_info()[0] < gigabytes * 1e9:
+            pytest.skip(f"needs {gigabytes:.1f} GB more of the GPU's memory")
         flat = torch.empty(total, dtype=values.dtype, device=values.device)
     return flat.as_strided(values.shape, (FAR, *values.stride()[1:])).copy_(values)
 

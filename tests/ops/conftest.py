@@ -67,6 +67,14 @@ _LISTS = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With --dist loadgroup one process has all tests that want much of a GPU's memory."""
+    for item in items:
+        if "2_to_the_31" in item.name:
+            item.add_marker(pytest.mark.xdist_group("memory"))
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for name, cases in _LISTS.items():
         if name in metafunc.fixturenames:
@@ -76,6 +84,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         op = metafunc.module.__name__.rpartition("test_")[2]
         places = _CASES.places(op)
         metafunc.parametrize("place", places, ids=["-on-".join(each) for each in places])
+    if "compiled" in metafunc.fixturenames:
+        op = metafunc.module.__name__.rpartition("test_")[2]
+        places = [each for each in _CASES.places(op) if each[0] in ("cpp", "cuda")]
+        ids = ["-on-".join(each) for each in places]
+        metafunc.parametrize("compiled", [device for _, device in places], ids=ids)
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import mmap
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -179,6 +181,30 @@ def test_opcheck_as_far_as_the_interpreter_goes(cases) -> None:
         tuple(step.arguments().values()),
         test_utils=("test_schema",),
     )
+
+
+def test_launched_where_the_tensors_are(monkeypatch, cases) -> None:
+    """Triton launches on the current GPU, whichever the tensors are on."""
+    entered = []
+
+    @contextmanager
+    def noted(tensor: Tensor) -> Iterator[None]:
+        entered.append(tensor)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device_of", noted)
+    seeds = torch.arange(2)
+    made = (cases.NormCase((2, 8, 3, 5), 4), cases.AttentionCase((2, 24, 5), 2), cases.StepCase())
+    norm, attention, step = (each.arguments() for each in made)
+    with ops.use("triton"):
+        ops.group_norm_silu(**norm)
+        ops.attention(**attention)
+        ops.reverse_step(**step)
+        ops.dropout(norm["x"], seeds, 0.3, 1)
+        ops.noise(seeds, 1, (4,))
+    wanted = (norm["x"], attention["qkv"], step["state"], norm["x"], seeds)
+    assert len(entered) == len(wanted)
+    assert all(a is b for a, b in zip(entered, wanted, strict=True))
 
 
 def test_second_derivative_is_refused_in_one_line(cases) -> None:

@@ -120,6 +120,30 @@ def test_gradient_in_any_layout(device, cases, within, layout) -> None:
     within(qkv.grad, exact.grad, torch.float32, 64)
 
 
+class OnGPU(Tensor):
+    """A tensor that says so."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "wide_rows"])
+@pytest.mark.parametrize("shape", [(2, 48, 3, 5), (2, 48, 17)], ids=str)
+def test_what_torchs_kernels_for_gpus_get(monkeypatch, cases, shape, layout) -> None:
+    """They want neighbours in the last dimension, and else torch falls back to plain products."""
+    attend, seen = MODULE.F.scaled_dot_product_attention, []
+
+    def noted(*parts: Tensor) -> Tensor:
+        seen.extend(parts)
+        return attend(*parts)
+
+    monkeypatch.setattr(MODULE.F, "scaled_dot_product_attention", noted)
+    qkv = cases.LAYOUTS[layout](torch.randn(shape))
+    out = MODULE.sdpa(qkv.as_subclass(OnGPU), 2, "legacy")
+    assert [each.stride(-1) for each in seen] == [1, 1, 1]
+    assert cases.strides(out) == cases.strides(_layout.empty_like(qkv, shape[1] // 3))
+    assert torch.allclose(out, MODULE.reference(qkv, 2, "legacy"), atol=1e-6)
+
+
 @pytest.mark.parametrize(("part", "rows"), [(0, 1), (1, 15), (2, 15)], ids=["q", "k", "v"])
 def test_not_a_number_stays_in_its_head(device, cases, part, rows) -> None:
     """In a query it spoils that query's result, in a key or value the head's."""
@@ -163,12 +187,17 @@ def test_a_sample_is_the_same_alone(place, device, cases) -> None:
         assert torch.equal(alone.grad[0], qkv.grad[1])
 
 
-def test_same_bits_every_time_and_on_any_number_of_threads(place, device, cases) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_same_bits_every_time_and_on_any_number_of_threads(place, device, cases, dtype) -> None:
+    layout = "contiguous" if dtype == torch.float32 else "channels_last"
+
     def run() -> list[Tensor]:
-        case = cases.AttentionCase((2, 192, cases.MANY), 2)
+        case = cases.AttentionCase((2, 192, cases.MANY), 2, dtype=dtype, layout=layout)
         qkv = case.arguments(device)["qkv"].requires_grad_()
         out = ops.attention(qkv, 2, "legacy")
-        out.backward(torch.sin(torch.arange(out.numel(), device=device)).view(out.shape))
+        if place == ("sdpa", "cuda"):
+            return [out.detach()]  # torch's gradient adds in the order in which blocks end
+        out.backward(torch.sin(torch.arange(out.numel(), device=device)).to(dtype).view(out.shape))
         return [out.detach(), qkv.grad]
 
     before, results = torch.get_num_threads(), []
@@ -254,13 +283,38 @@ def test_errors_name_the_argument(change, error, message) -> None:
         ops.attention(**arguments)
 
 
-@pytest.mark.parametrize("heads", [0, -1, 5])
-def test_the_compiled_op_refuses_by_itself(heads: int) -> None:
+@pytest.mark.parametrize(
+    "change", [{"heads": 0}, {"heads": -1}, {"heads": 5}, {"qkv": torch.zeros(2, 24)}], ids=str
+)
+def test_the_compiled_op_refuses_by_itself(compiled, change) -> None:
     """Nothing is read beyond the end of a tensor, whoever calls it."""
-    qkv = torch.zeros(1, 24, 4, 4)
+    every = {"qkv": torch.zeros(1, 24, 4, 4), "heads": 2, **change}
     with pytest.raises(RuntimeError, match="heads that do not fit"):
-        torch.ops.palette.attention(qkv, heads, "legacy")
+        torch.ops.palette.attention(every["qkv"].to(compiled), every["heads"], "legacy")
+
+
+def test_it_refuses_an_order_that_there_is_not(compiled) -> None:
+    with pytest.raises(RuntimeError, match="order is 'old', wanted 'legacy' or 'new'"):
+        torch.ops.palette.attention(torch.zeros(1, 24, 4, 4, device=compiled), 2, "old")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"grad": torch.zeros(1, 8, 2, 4)},
+        {"grad": torch.zeros(1, 8, 4, 4).double()},
+        {"out": torch.zeros(1, 4, 4, 4)},
+        {"out": torch.zeros(1, 8, 4, 4).bfloat16()},
+        {"lse": torch.zeros(1, 1, 16)},
+        {"lse": torch.zeros(1, 2, 16).double()},
+        {"heads": 0},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_so_does_its_gradient(compiled, cases, change) -> None:
+    qkv = torch.zeros(1, 24, 4, 4, device=compiled)
     out, lse = torch.ops.palette.attention(qkv, 2, "legacy")
-    for grad, scale in ((out, lse[:, :1]), (out[:, :, :2], lse), (out.double(), lse)):
-        with pytest.raises(RuntimeError, match="do not fit"):
-            torch.ops.palette.attention_backward(grad, qkv, out, scale, 2, "legacy")
+    every = {"grad": out, "qkv": qkv, "out": out, "lse": lse, "heads": 2}
+    every |= cases.on(compiled, change)
+    with pytest.raises(RuntimeError, match="do not fit"):
+        torch.ops.palette.attention_backward(*every.values(), "legacy")

@@ -42,7 +42,7 @@ def test_every_backend_is_there_or_has_a_reason() -> None:
 
 def test_unknown_op() -> None:
     for function in (ops.backends, ops.absences):
-        with pytest.raises(ValueError, match="op is 'conv', wanted one of attention, dropout"):
+        with pytest.raises(ValueError, match="op is 'conv', wanted one of adamw, attention"):
             function("conv")
     with pytest.raises(ValueError, match="op is 'conv'"):
         ops.default("conv", "cpu")
@@ -142,7 +142,7 @@ def test_compiled_whole_and_again_when_the_backend_changes() -> None:
         assert torch.equal(arguments[-1], plain[-1])
     by_default = {op for op in ops.names() if ops.default(op, "cpu") not in ("reference", "sdpa")}
     assert not any("palette" in target for target in graphs[0])
-    for op in by_default:
+    for op in by_default - {"adamw"}:  # whose place is after a network
         assert f"palette.{op}" in graphs[1]
     torch._dynamo.reset()
 

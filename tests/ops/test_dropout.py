@@ -232,3 +232,20 @@ def test_errors_name_the_argument(change, error, message) -> None:
     arguments = {"x": torch.ones(2, 3), "seeds": torch.tensor([1, 2]), "p": 0.1, "layer": 0}
     with pytest.raises(error, match="dropout: " + message):
         ops.dropout(**{**arguments, **change})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seeds": torch.zeros(3, dtype=torch.int64)},
+        {"seeds": torch.zeros(2, 1, dtype=torch.int64)},
+        {"seeds": torch.zeros(2)},
+        {"x": torch.zeros(2)},
+    ],
+    ids=str,
+)
+def test_the_compiled_op_refuses_by_itself(compiled, cases, change) -> None:
+    """Nothing is read beyond the end of a tensor, whoever calls it."""
+    every = {"x": torch.zeros(2, 8, 4, 4), "seeds": torch.zeros(2, dtype=torch.int64), **change}
+    with pytest.raises(RuntimeError, match="do not fit"):
+        torch.ops.palette.dropout(*cases.on(compiled, every).values(), 0.5, 1)

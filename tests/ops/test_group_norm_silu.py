@@ -137,6 +137,16 @@ def test_one_missing(device, cases, within, dtype, missing) -> None:
         within(arguments[name].grad, exact[name].grad, dtype, 48, name)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("positions", [1, 41, 83, 1681])  # n * (1 / n) is not 1
+def test_a_constant_group_is_exact(device, cases, layout, positions) -> None:
+    """Of however many parts its mean is made, no deviation is left to be blown up by rstd."""
+    x = cases.LAYOUTS[layout](torch.full((1, 24, positions), 3.0, device=device))
+    bias = torch.linspace(-1, 1, 24, device=device)
+    y = ops.group_norm_silu(x, None, bias, 8, silu=False)
+    assert torch.equal(y, bias.reshape(1, -1, 1).expand(x.shape))
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "expanded", "wide_rows"])
 @pytest.mark.parametrize("x_layout", ["contiguous", "channels_last"])
 def test_gradient_in_any_layout(device, cases, within, x_layout, layout) -> None:
@@ -379,9 +389,10 @@ REFUSED = [each[0] for each in WRONG if not isinstance(each[0].get("x"), list)]
 
 
 @pytest.mark.parametrize("change", [c for c in REFUSED if "meta" not in str(c)], ids=str)
-def test_the_compiled_op_refuses_by_itself(change) -> None:
+def test_the_compiled_op_refuses_by_itself(compiled, cases, change) -> None:
     """Nothing is read beyond the end of a tensor, whoever calls it."""
     every = {"eps": 1e-5, "scale": None, "shift": None, "silu": True, **PLAIN, **change}
+    every = cases.on(compiled, every)
     order = ("x", "weight", "bias", "groups", "eps", "scale", "shift", "silu")
     with pytest.raises((RuntimeError, IndexError)):
         torch.ops.palette.group_norm_silu(*(every[name] for name in order))
@@ -399,11 +410,13 @@ def test_the_compiled_op_refuses_by_itself(change) -> None:
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_so_does_its_gradient(change) -> None:
+def test_so_does_its_gradient(compiled, cases, change) -> None:
     x = torch.zeros(2, 8, 4, 4)
     statistics = {"mean": torch.zeros(2, 4), "rstd": torch.ones(2, 4)}
     parameters = {"weight": torch.ones(8), "bias": None, "groups": 4, "scale": None, "shift": None}
     every = {"grad": x, "x": x, **statistics, **parameters, "silu": True}
-    torch.ops.palette.group_norm_silu_backward(*every.values())
+    torch.ops.palette.group_norm_silu_backward(*cases.on(compiled, every).values())
     with pytest.raises(RuntimeError, match="do not fit"):
-        torch.ops.palette.group_norm_silu_backward(*{**every, **change}.values())
+        torch.ops.palette.group_norm_silu_backward(
+            *cases.on(compiled, {**every, **change}).values()
+        )

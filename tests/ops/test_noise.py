@@ -231,3 +231,20 @@ def test_errors_name_the_argument(change, error, message) -> None:
     arguments = {"seeds": torch.tensor([1, 2]), "step": 0, "shape": (3, 4), **change}
     with pytest.raises(error, match="noise: " + message):
         ops.noise(**arguments)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": torch.zeros(3, dtype=torch.int64)},
+        {"step": torch.zeros(2)},
+        {"seeds": torch.zeros(2)},
+        {"seeds": torch.zeros(2, 1, dtype=torch.int64)},
+    ],
+    ids=str,
+)
+def test_the_compiled_op_refuses_by_itself(compiled, cases, change) -> None:
+    """Nothing is read beyond the end of a tensor, whoever calls it."""
+    every = {"seeds": torch.zeros(2, dtype=torch.int64), "step": torch.tensor(1), **change}
+    with pytest.raises(RuntimeError, match="do not fit"):
+        torch.ops.palette.noise(*cases.on(compiled, every).values(), [4], 0, 0)

@@ -253,6 +253,7 @@ def test_errors_name_the_argument(change, error, message) -> None:
     [
         {"output": torch.zeros(2, 3, 4, 2)},
         {"table": torch.zeros(1, 5)},
+        {"table": torch.zeros(0, 6)},
         {"step": torch.zeros(1, dtype=torch.int64)},
         {"seeds": torch.zeros(1, dtype=torch.int64)},
         {"seeds": torch.zeros(2)},
@@ -277,12 +278,12 @@ def test_errors_name_the_argument(change, error, message) -> None:
         f"{name} {getattr(value, 'dtype', value)}" for name, value in change.items()
     ),
 )
-def test_the_compiled_op_refuses_by_itself(change) -> None:
+def test_the_compiled_op_refuses_by_itself(compiled, cases, change) -> None:
     """Nothing is read or written beyond the end of a tensor, whoever calls it."""
     state = torch.zeros(2, 3, 4, 4)
     every = {"state": state, "output": state.clone(), "table": torch.zeros(1, 6)}
     every |= {"step": torch.tensor(0), "seeds": None, "noise": None, "history": None}
     every |= {"known": state.clone(), "mask": torch.ones(2, 1, 4, 4), "slot": None}
-    torch.ops.palette.reverse_step(*every.values())
+    torch.ops.palette.reverse_step(*cases.on(compiled, every).values())
     with pytest.raises(RuntimeError, match="do not fit"):
-        torch.ops.palette.reverse_step(*{**every, **change}.values())
+        torch.ops.palette.reverse_step(*cases.on(compiled, {**every, **change}).values())
