@@ -48,7 +48,7 @@ class Fault:
 
 NORM, ATTENTION = "csrc/cpu/group_norm_silu", "csrc/cpu/attention"
 NOISE, STEP = "csrc/cpu/noise", "csrc/cpu/reverse_step"
-DROPOUT = "csrc/cpu/dropout"
+DROPOUT, ADAMW = "csrc/cpu/dropout", "csrc/cpu/adamw"
 
 FAULTS = [
     # group_norm_silu in C++
@@ -56,15 +56,22 @@ FAULTS = [
     Fault("variance of a sample, not of the group", NORM + ".cpp", "total.m2 / size", "total.m2 / (size - 1.0)"),
     Fault("scale and shift swapped", NORM + ".h", "film = values<double>(scale);\n", "film = values<double>(shift);\n"),
     Fault("1 + scale without the 1", NORM + ".h", "value += 1.0;", "value += 0.0;"),
-    Fault("last row not written", NORM + "_loops.h", "row < rows; ++row) {\n    const T* from", "row + 1 < rows; ++row) {\n    const T* from"),
+    Fault("last row not written", NORM + "_loops.h", "row < rows; ++row) {\n    V values[kVectors];\n    load_columns<T, kVectors, kPart>(x.data + row * x.stride + at", "row + 1 < rows; ++row) {\n    V values[kVectors];\n    load_columns<T, kVectors, kPart>(x.data + row * x.stride + at"),
     Fault("wrong group at the seam", NORM + "_loops.h", "fold(mean + g * channels,", "fold(mean + g * channels - (g > 0),"),
     Fault("variance from unshifted sums", NORM + "_loops.h", "center[v] / static_cast<Wide<T>>(few)", "V{}"),
     Fault("last columns of a run not counted", NORM + "_loops.h", "result.mean += step * static_cast<double>(rest) / n;", ""),
+    Fault("pairs of a far mean not summed again", NORM + "_loops.h", "exact &= all.mean * all.mean * size <= kFarMean * all.m2;", ""),
+    Fault("last odd row of pairs not counted", NORM + "_loops.h", "some - even, sum + c / 2", "0, sum + c / 2"),
     Fault("gradient without the mean over the group", NORM + "_backward.cpp", "-rstd * (mean / size)", "0.0"),
     Fault("gradient without the correlation with x", NORM + "_backward.cpp", "-rstd * rstd * rstd * (mean_d / size)", "0.0"),
     Fault("weight's gradient of the last sample only", NORM + "_backward.cpp", "result.weight[c] += ", "result.weight[c] = "),
     Fault("scale's gradient without the bias", NORM + "_backward.cpp", " + parameters.bias[c] * dz;", ";"),
     Fault("derivative of SiLU without its second term", NORM + "_backward_loops.h", "grad * (gate * fma(z, 1.0f - gate, broadcast(Wide<T>(1))))", "grad * gate"),
+    # adamw in C++
+    Fault("limit ignored", ADAMW + ".cpp", "limit > 0.0 ?", "limit < 0.0 ?"),
+    Fault("moments not corrected for their start", ADAMW + ".cpp", "lr / first", "lr"),
+    Fault("average of the old weights", ADAMW + "_loops.h", "average[i] += take * (weight[i] - average[i])", "average[i] -= take * average[i]"),
+    Fault("last elements not rounded to the copy", ADAMW + "_loops.h", "store_part(to + at, count - at, load_part(from + at, count - at))", "(void)to"),
     # attention in C++
     Fault("wrong head order", ATTENTION + ".h", "legacy ? head * 3 + part : part * heads + head", "legacy ? part * heads + head : head * 3 + part"),
     Fault("log-sum-exp without the sum", ATTENTION + "_loops.h", "(at.maximum[i] + std::log2(at.sum[i]))", "at.maximum[i]"),

@@ -420,3 +420,16 @@ def test_so_does_its_gradient(compiled, cases, change) -> None:
         torch.ops.palette.group_norm_silu_backward(
             *cases.on(compiled, {**every, **change}).values()
         )
+
+
+@pytest.mark.parametrize("level", [0.0, 3.0, 5.0, 254.0])
+def test_statistics_of_bfloat16_near_and_far_from_zero(compiled, level) -> None:
+    """To float32's precision: squares of numbers far from zero would leave too few digits."""
+    g = torch.Generator().manual_seed(3)
+    x = level + torch.rand(2, 64, 63, 65, generator=g).round()
+    x = x.to(compiled, torch.bfloat16, memory_format=torch.channels_last)
+    _, mean, rstd = torch.ops.palette.group_norm_silu(x, None, None, 32, 1e-5, None, None, True)
+    groups = x.cpu().double().reshape(2, 32, -1)
+    torch.testing.assert_close(mean.cpu().double(), groups.mean(2), rtol=1e-6, atol=1e-6)
+    wanted = (groups.var(2, correction=0) + 1e-5).rsqrt()
+    torch.testing.assert_close(rstd.cpu().double(), wanted, rtol=1e-5, atol=0)
