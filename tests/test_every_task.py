@@ -341,7 +341,7 @@ def test_a_mask_of_another_size_is_one_line(train, photo, tmp_path, capsys):
 
 def test_a_wish_that_makes_no_sense_is_one_line(train, photo, tmp_path, capsys):
     run = train("task.name=colorize")
-    arguments = ["sample", str(run), "--input", str(photo), "--output", str(tmp_path)]
+    arguments = ["sample", str(run), "--input", str(photo), "--output", str(tmp_path / "results")]
     for wish, words in (
         (["--mask", "center"], "--mask: says nothing to the task colorize"),
         (["--task", "inpaint"], "does colorize"),

@@ -56,7 +56,9 @@ def reverse_step(
     """
     arguments = (state, output, table, step, seeds, noise, history, known, mask, slot)
     try:
-        if _backends.in_cpp("reverse_step", *arguments) and not _wants_gradient(*arguments):
+        wide = state.dtype == torch.float64  # which no kernel knows
+        compiled = not wide and _backends.in_cpp("reverse_step", *arguments)
+        if compiled and not _wants_gradient(*arguments):
             _OP(*arguments)
             return
     except Exception:  # it knows that something does not fit, and not how to say it
@@ -64,7 +66,7 @@ def reverse_step(
         raise
     _check(*arguments)
     backend = _backends.choose("reverse_step", state.device.type)
-    if backend == "reference" or state.dtype == torch.float64:  # kernels know float32 only
+    if backend == "reference" or wide:
         reference(*arguments)
     elif backend == "triton":
         _backends.in_triton(torch.ops.palette.reverse_step_triton, *arguments)
