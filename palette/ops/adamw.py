@@ -4,7 +4,7 @@ Gradients are scaled to a norm (Pascanu et al., arXiv:1211.5063), the weights ta
 (Kingma and Ba, arXiv:1412.6980) with decoupled weight decay (Loshchilov and Hutter,
 arXiv:1711.05101), their average takes in the new weights, and copies in a half type are rounded
 from them. Each on its own reads and writes all weights once more, and on a CPU memory is what such
-a step waits for.
+a step waits for. There are no kernels for GPUs: training there uses PyTorch's own fused AdamW.
 """
 
 from __future__ import annotations

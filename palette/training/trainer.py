@@ -136,11 +136,9 @@ class Trainer:
     @functools.cached_property
     def update(self) -> Update:
         """What the gradients do to the weights; made at the first step."""
-        followers = (self.optimizer, self.scaler, self.ema, self.further)
-        arguments = (self.config.train, self.network, *followers)
-        if self._one_pass and not self.scaler.is_enabled():
-            return OnePass(*arguments, self.mixed)
-        return Update(*arguments)
+        followers = (self.optimizer, self.scaler, self.ema, self.further, self.mixed)
+        kind = OnePass if self._one_pass and not self.scaler.is_enabled() else Update
+        return kind(self.config.train, self.network, *followers)
 
     @property
     def seconds(self) -> float:

@@ -25,6 +25,7 @@ class Update:
         optimizer: over its parameters.
         scaler: of the loss.
         ema, further: averages of its weights.
+        mixed: its copies in a half type.
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class Update:
         scaler: torch.amp.GradScaler,
         ema: EMA,
         further: Further,
+        mixed: MixedPrecision,
     ) -> None:
         self._train, self._network, self._optimizer = train, network, optimizer
-        self._scaler, self._ema, self._further = scaler, ema, further
+        self._scaler, self._ema, self._further, self._mixed = scaler, ema, further, mixed
 
     def apply(self, loss: float, step: int) -> float:
         """Advance the weights where all is finite, and forget the gradients.
@@ -68,20 +70,7 @@ class Update:
 class OnePass(Update):
     """All in one pass over the weights, and the rounding to their copies with it: on a CPU."""
 
-    def __init__(
-        self,
-        train: Train,
-        network: nn.Module,
-        optimizer: torch.optim.AdamW,
-        scaler: torch.amp.GradScaler,
-        ema: EMA,
-        further: Further,
-        mixed: MixedPrecision,
-    ) -> None:
-        super().__init__(train, network, optimizer, scaler, ema, further)
-        self._mixed = mixed
-        self._no_copy = torch.empty(0, dtype=torch.bfloat16)
-        self._paged = False
+    _paged = False  # whether the tensors that last have large pages
 
     def apply(self, loss: float, step: int) -> float:
         """As of any update, but the norm is NaN where the loss is not finite."""
@@ -106,7 +95,7 @@ class OnePass(Update):
             )
             use_huge_pages(itertools.chain(*lasting))
         averaging = self._averages_at(step)
-        averages, copies = self._ema.of(), self._mixed.copies()
+        averages, copies, none = self._ema.of(), self._mixed.copies(), torch.empty(0).bfloat16()
         norm = ops.adamw(
             weights,
             grads,
@@ -114,7 +103,7 @@ class OnePass(Update):
             squares,
             steps,
             [averages[weight] for weight in weights] if averaging else [],
-            [copies.get(weight, self._no_copy) for weight in weights] if copies else [],
+            [copies.get(weight, none) for weight in weights] if copies else [],
             lr=group["lr"],
             betas=group["betas"],
             eps=group["eps"],

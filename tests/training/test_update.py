@@ -38,8 +38,9 @@ class Run:
         self.mixed = MixedPrecision(self.network, dtype, half_gradients=one_pass)
         self.optimizer = adam(trained(self.network, train), train)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        arguments = (train, self.network, self.optimizer, scaler, self.ema, self.further)
-        self.update = OnePass(*arguments, self.mixed) if one_pass else Update(*arguments)
+        kind = OnePass if one_pass else Update
+        followers = (self.optimizer, scaler, self.ema, self.further, self.mixed)
+        self.update = kind(train, self.network, *followers)
 
     def step(self, number: int, loss: float = 1.0, *, poison: bool = False) -> float:
         g = torch.Generator().manual_seed(number)
