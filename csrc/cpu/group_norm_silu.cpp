@@ -15,9 +15,13 @@ struct Moments {
   double mean, m2;
 };
 
+// What follows the normalisation: nothing, or SiLU. It is cheaper of kExponent * z, which the
+// coefficients then give, but that exceeds float32 a little before z does.
+enum class Silu : int { none, of_z, of_exponent };
+
 // Leaf functions of one instruction set. `moments` and `apply` work on rows, with arrays over the
 // channels that are padded to whole vectors; moments_run on adjacent elements of one group,
-// apply_run of one channel.
+// apply_run of one channel. The last two are arrays by Silu.
 template <class T>
 struct Loops {
   using A = Wide<T>;
@@ -25,9 +29,9 @@ struct Loops {
   void (*moments)(Rows<const T> x, int64_t rows, int64_t channels, int64_t groups, double* scratch,
                   Moments* out, int64_t pitch);
   Moments (*moments_run)(const T* x, int64_t count);
-  void (*apply)(Rows<const T> x, Rows<T> y, int64_t rows, int64_t channels, Affine<A*> by,
-                bool silu);
-  void (*apply_run)(const T* x, T* y, int64_t count, Affine<A> by, bool silu);
+  void (*apply[3])(Rows<const T> x, Rows<T> y, int64_t rows, int64_t channels, Affine<A*> by,
+                   bool stream);
+  void (*apply_run[3])(const T* x, T* y, int64_t count, Affine<A> by);
 };
 
 }  // namespace
@@ -94,13 +98,23 @@ struct Statistics {
   A *mean, *rstd;  // [N, groups]
 };
 
+// How SiLU is made of results with these parameters, whose deviations are below 2^20 standard ones.
+Silu silu_by(const Parameters& parameters) {
+  bool large = false;
+  for (size_t c = 0; c < parameters.gain.size(); ++c) {  // no early end: in vectors
+    large |= !(std::abs(parameters.gain[c]) < 1e30) | !(std::abs(parameters.offset[c]) < 1e38);
+  }
+  return large ? Silu::of_z : Silu::of_exponent;
+}
+
 // Mean and rstd of sample n, and with them the coefficients of its channels.
 template <class A>
 void finish_sample(int64_t n, const Partials& partials, const Image& x, int64_t groups, double eps,
-                   const Parameters& parameters, bool centred, Statistics<A> out,
+                   const Parameters& parameters, bool centred, Silu silu, Statistics<A> out,
                    const Affine<A*>& by) {
   const int64_t channels = x.channels / groups;
-  const double size = static_cast<double>(channels * x.pixels);
+  const double size = static_cast<double>(channels * x.pixels),
+               unit = silu == Silu::of_exponent ? kExponent<A> : 1;
   const double* gain = parameters.gain.data() + n * parameters.stride;
   const double* offset = parameters.offset.data() + n * parameters.stride;
   for (int64_t g = 0; g < groups; ++g) {
@@ -115,42 +129,53 @@ void finish_sample(int64_t n, const Partials& partials, const Image& x, int64_t 
     const double rest = (center - total.mean) * rstd;  // what rounding the mean to A lost
     for (int64_t c = g * channels; c < (g + 1) * channels; ++c) {
       by.center[c] = center;
-      by.gain[c] = static_cast<A>(gain[c] * rstd);
-      by.offset[c] = static_cast<A>(offset[c] + gain[c] * rest);
+      by.gain[c] = static_cast<A>(unit * (gain[c] * rstd));
+      by.offset[c] = static_cast<A>(unit * (offset[c] + gain[c] * rest));
     }
   }
 }
 
+// Whether y is written past the caches: where little of it would still be in them when it is read,
+// and every row starts a line.
+bool streams(const Tensor& y) {
+  const auto start = reinterpret_cast<uintptr_t>(y.const_data_ptr());
+  const size_t row = y.size(1) * y.element_size();
+  return y.numel() > kStreamedElements && (start | row) % kLineBytes == 0;
+}
+
 template <class T>
-void apply_rows(const Image& x, const Tensor& y, const Coefficients<Wide<T>>& by, bool silu,
+void apply_rows(const Image& x, const Tensor& y, const Coefficients<Wide<T>>& by, Silu silu,
                 const Loops<T>& kernels) {
   const Pieces pieces = pieces_of_rows(x);
+  const auto apply = kernels.apply[static_cast<int>(silu)];
+  const bool stream = streams(y);
   const T* from = x.tensor.const_data_ptr<T>();
   T* to = y.mutable_data_ptr<T>();
   for_pieces(x.batch, pieces, x.channels, true, [&](int64_t n, int64_t piece) {
     const int64_t row = pieces.begin(piece);
-    kernels.apply({from + n * x.batch_stride + row * x.pixel_stride, x.pixel_stride},
-                  {to + (n * x.pixels + row) * x.channels, x.channels}, pieces.size(piece),
-                  x.channels, by.row(n), silu);
+    apply({from + n * x.batch_stride + row * x.pixel_stride, x.pixel_stride},
+          {to + (n * x.pixels + row) * x.channels, x.channels}, pieces.size(piece), x.channels,
+          by.row(n), stream);
   });
 }
 
 template <class T>
-void apply_runs(const Image& x, const Tensor& y, const Coefficients<Wide<T>>& by, bool silu,
+void apply_runs(const Image& x, const Tensor& y, const Coefficients<Wide<T>>& by, Silu silu,
                 const Loops<T>& kernels) {
   const Pieces pieces = pieces_of_run(x.pixels);
+  const auto apply = kernels.apply_run[static_cast<int>(silu)];
   const T* from = x.tensor.const_data_ptr<T>();
   T* to = y.mutable_data_ptr<T>();
   for_pieces(x.batch * x.channels, pieces, 1, true, [&](int64_t channel, int64_t piece) {
     const int64_t n = channel / x.channels, c = channel % x.channels, start = pieces.begin(piece);
-    kernels.apply_run(from + n * x.batch_stride + c * x.pixels + start,
-                      to + channel * x.pixels + start, pieces.size(piece), by.at(n, c), silu);
+    apply(from + n * x.batch_stride + c * x.pixels + start, to + channel * x.pixels + start,
+          pieces.size(piece), by.at(n, c));
   });
 }
 
 template <class T>
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Parameters& parameters,
-                                           int64_t groups, double eps, bool silu) {
+                                           int64_t groups, double eps, Silu silu) {
   using A = Wide<T>;
   const Loops<T>& kernels = loops<T>();
   const bool last = channels_last(input);
@@ -169,7 +194,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Parameters
       x.rows ? moments_of_rows(x, groups, kernels) : moments_of_runs(x, groups, kernels);
   const Coefficients<A> by(x.batch, x.channels);
   for_pieces(x.batch, Pieces(1, 1), x.channels * 4, false, [&](int64_t n, int64_t) {
-    finish_sample(n, partials, x, groups, eps, parameters, kCentred<T>, statistics, by.row(n));
+    finish_sample(n, partials, x, groups, eps, parameters, kCentred<T>, silu, statistics,
+                  by.row(n));
   });
   if (x.rows) {
     apply_rows(x, y, by, silu, kernels);
@@ -190,7 +216,8 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_silu(const Tensor& x,
   STD_TORCH_CHECK(checks::group_norm_silu(device_of(x), x, weight, bias, groups, eps, scale, shift),
                   "group_norm_silu: arguments that do not fit each other");
   const Parameters parameters(x.size(0), x.size(1), weight, bias, scale, shift);
-  return by_dtype(x, [&]<class T>(T) { return forward<T>(x, parameters, groups, eps, silu); });
+  const Silu how = silu ? silu_by(parameters) : Silu::none;
+  return by_dtype(x, [&]<class T>(T) { return forward<T>(x, parameters, groups, eps, how); });
 }
 
 }  // namespace palette::cpu

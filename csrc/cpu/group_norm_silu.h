@@ -24,12 +24,14 @@
 
 namespace palette::cpu {
 
-constexpr int64_t kPieceElements = 32768;     // elements between two partial results,
-constexpr int64_t kPieceRows = 64;            // but at least so many rows
-constexpr int64_t kTileBytes = 16384;         // read before the next column of a tile of rows,
-constexpr int64_t kTileRows = 64;             // which is also how many values one sum adds up
-constexpr int64_t kParallelElements = 16384;  // work worth a thread
-constexpr int64_t kPadding = 16;              // lanes of the widest vector
+constexpr int64_t kPieceElements = 32768;       // elements between two partial results,
+constexpr int64_t kPieceRows = 64;              // but at least so many rows
+constexpr int64_t kTileBytes = 16384;           // read before the next column of a tile of rows,
+constexpr int64_t kTileRows = 64;               // which is also how many values one sum adds up
+constexpr int64_t kParallelElements = 16384;    // work worth a thread
+constexpr int64_t kStreamedElements = 1 << 20;  // larger results are written past the caches
+constexpr size_t kLineBytes = 64;               // of a cache
+constexpr int64_t kPadding = 16;                // lanes of the widest vector
 
 // The dtype of all arithmetic on elements of T. What there is one of per channel is float64.
 template <class T>
@@ -41,7 +43,11 @@ using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
 template <class T>
 constexpr bool kCentred = sizeof(T) > 2;
 
-// With d = x - center:  z = d * gain + offset,  y = silu(z),  dx = dz * gain + d * slope + base.
+// e^-z = scaled_power(kExponent * z, 1), which is a power of 2, in float64 of e.
+template <class A>
+constexpr A kExponent = std::is_same_v<A, double> ? -1 : -1.4426950408889634;
+
+// With d = x - center:  z = d * gain + offset,  dx = dz * gain + d * slope + base.
 template <class A>
 struct Affine {
   A center, gain, offset, slope, base;

@@ -16,7 +16,8 @@ using Precise = std::conditional_t<std::is_same_v<T, BFloat16>, Half, T>;
 template <class T, bool kSilu, class V>
 PALETTE_INLINE V through_silu(V grad, V z) {
   if constexpr (kSilu) {
-    const V gate = 1.0f / one_plus_exp_minus<Precise<T>>(z);
+    using A = Wide<T>;
+    const V gate = A(1) / (A(1) + scaled_power<Precise<T>>(z * kExponent<A>, A(1)));
     return grad * (gate * fma(z, 1.0f - gate, broadcast(Wide<T>(1))));
   } else {
     return grad;

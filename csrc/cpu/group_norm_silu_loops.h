@@ -7,28 +7,41 @@ namespace PALETTE_ISA {
 constexpr int kColumns =
     PALETTE_LANES == 16 ? 8 : 4;  // vectors of channels that are summed up side by side
 constexpr int kHeld = PALETTE_LANES == 16 ? 4 : 2;  // of which registers hold all coefficients
-constexpr int64_t kShiftRows = 8;
+constexpr int64_t kShiftRows = 4;
 
 // Measured: float32, which is bound by memory sooner, loses by more than one.
 template <class T>
 constexpr int64_t kWideTileRows = sizeof(T) == 2 ? 4 : 1;
 
-// Of some columns (kVectors vectors of channels), a shift near each one's mean: the mean of a few
-// rows. Whatever the data, the mean of n rows is at most sqrt(n / few) standard deviations away, so
-// the sums below lose no more than that ratio when the shift is taken out of them.
+template <class V>
+PALETTE_INLINE V median(V a, V b, V c) {
+  const V low = a < b ? a : b, high = a < b ? b : a;
+  const V middle = high < c ? high : c;
+  return low < middle ? middle : low;
+}
+
+// Of some columns (kVectors vectors of channels), a shift near each one's mean: the median of the
+// means of a few of n rows at the beginning, in the middle and at the end, which one outlier cannot
+// move. Whatever the data, it is at most sqrt(n / few) standard deviations from the mean, so the
+// sums below lose no more than that ratio when the shift is taken out of them.
 template <class T, int kVectors, bool kPart>
-PALETTE_INLINE void start_columns(Rows<const T> x, int64_t few, int64_t count, Wide<T>* shift,
+PALETTE_INLINE void start_columns(Rows<const T> x, int64_t rows, int64_t count, Wide<T>* shift,
                                   Wide<T>* sum, Wide<T>* square) {
   using V = typename Lanes<T>::Vector;
   constexpr int kLanes = Lanes<T>::kLanes;
-  V center[kVectors] = {};
-  for (int64_t row = 0; row < few; ++row) {
-    V values[kVectors];
-    load_columns<T, kVectors, kPart>(x.data + row * x.stride, count, values);
-    for (int v = 0; v < kVectors; ++v) center[v] += values[v];
+  const int64_t few = std::min(rows / 16 + 1, kShiftRows);
+  V totals[3][kVectors] = {};
+  for (int64_t part = 0; part < 3; ++part) {
+    const int64_t first = part * (rows - few) / 2;
+    for (int64_t row = first; row < first + few; ++row) {
+      V values[kVectors];
+      load_columns<T, kVectors, kPart>(x.data + row * x.stride, count, values);
+      for (int v = 0; v < kVectors; ++v) totals[part][v] += values[v];
+    }
   }
   for (int v = 0; v < kVectors; ++v) {
-    store_row<Wide<T>, kPart>(shift + v * kLanes, count, center[v] / static_cast<Wide<T>>(few));
+    const V center = median(totals[0][v], totals[1][v], totals[2][v]);
+    store_row<Wide<T>, kPart>(shift + v * kLanes, count, center / static_cast<Wide<T>>(few));
     store_row<Wide<T>, kPart>(sum + v * kLanes, count, V{});
     store_row<Wide<T>, kPart>(square + v * kLanes, count, V{});
   }
@@ -91,8 +104,7 @@ PALETTE_INLINE void sweep(Rows<const T> x, int64_t rows, int64_t width, Wide<T>*
 template <class T>
 PALETTE_INLINE void sum_columns(Rows<const T> x, int64_t rows, int64_t width, Wide<T>* shift,
                                 Wide<T>* sum, Wide<T>* square) {
-  const int64_t few = rows / 16 + 1;
-  sweep<T, true>(x, few < kShiftRows ? few : kShiftRows, width, shift, sum, square);
+  sweep<T, true>(x, rows, width, shift, sum, square);
   const int64_t tile = tile_rows(width * static_cast<int64_t>(sizeof(T)));
   for (int64_t row = 0; row < rows; row += tile) {
     const int64_t end = row + tile < rows ? row + tile : rows;
@@ -268,19 +280,25 @@ PALETTE_LEAF Moments moments_run(const T* x, int64_t count) {
   return result;
 }
 
-template <class T, bool kSilu, class V>
+// z = d * gain + offset and what follows; `of_exponent` it is t = kExponent * z that they give:
+// z / (1 + e^-z) = t / (kExponent + kExponent * e^-z).
+template <class T, Silu kSilu, class V>
 PALETTE_INLINE V transform(V d, V center, V gain, V offset) {
+  using A = Wide<T>;
+  constexpr A kScale = kExponent<A>;
   if constexpr (kCentred<T>) d -= center;
   const V z = fma(d, gain, offset);
-  if constexpr (kSilu) {
-    return z / one_plus_exp_minus<T>(z);
+  if constexpr (kSilu == Silu::of_exponent) {
+    return z / (kScale + scaled_power<T>(z, kScale));
+  } else if constexpr (kSilu == Silu::of_z) {
+    return z / (A(1) + scaled_power<T>(z * kScale, A(1)));
   } else {
     return z;
   }
 }
 
 // Some columns of some rows, their coefficients held in registers.
-template <class T, bool kSilu, int kVectors, bool kPart>
+template <class T, Silu kSilu, int kVectors, bool kPart, bool kStream>
 PALETTE_INLINE void apply_columns(Rows<const T> x, Rows<T> y, int64_t rows, int64_t count,
                                   const Affine<Wide<T>*>& by, int64_t at) {
   using V = typename Lanes<T>::Vector;
@@ -297,44 +315,45 @@ PALETTE_INLINE void apply_columns(Rows<const T> x, Rows<T> y, int64_t rows, int6
     for (int v = 0; v < kVectors; ++v) {
       values[v] = transform<T, kSilu>(values[v], center[v], gain[v], offset[v]);
     }
-    store_columns<T, kVectors, kPart>(y.data + row * y.stride + at, count, values);
+    store_columns<T, kVectors, kPart, kStream>(y.data + row * y.stride + at, count, values);
   }
 }
 
-template <class T, bool kSilu>
+template <class T, Silu kSilu, bool kStream>
 PALETTE_INLINE void apply_rows(Rows<const T> x, Rows<T> y, int64_t rows, int64_t width,
                                const Affine<Wide<T>*>& by) {
   constexpr int kLanes = Lanes<T>::kLanes;
   int64_t at = 0;
   for (; at + kHeld * kLanes <= width; at += kHeld * kLanes) {
-    apply_columns<T, kSilu, kHeld, false>(x, y, rows, kLanes, by, at);
+    apply_columns<T, kSilu, kHeld, false, kStream>(x, y, rows, kLanes, by, at);
   }
   for (; at + kLanes <= width; at += kLanes) {
-    apply_columns<T, kSilu, 1, false>(x, y, rows, kLanes, by, at);
+    apply_columns<T, kSilu, 1, false, false>(x, y, rows, kLanes, by, at);
   }
-  if (at < width) apply_columns<T, kSilu, 1, true>(x, y, rows, width - at, by, at);
+  if (at < width) apply_columns<T, kSilu, 1, true, false>(x, y, rows, width - at, by, at);
 }
 
 // Several rows for each load of the coefficients; few where a row is wider than what registers
 // hold, so that memory is still walked through almost in order.
-template <class T>
+template <class T, Silu kSilu>
 PALETTE_LEAF void apply(Rows<const T> x, Rows<T> y, int64_t rows, int64_t width,
-                        Affine<Wide<T>*> by, bool silu) {
+                        Affine<Wide<T>*> by, bool stream) {
   const int64_t tile = width <= kHeld * Lanes<T>::kLanes ? rows : kWideTileRows<T>;
   for (int64_t row = 0; row < rows; row += tile) {
     const int64_t some = row + tile < rows ? tile : rows - row;
     const Rows<const T> from = {x.data + row * x.stride, x.stride};
     const Rows<T> to = {y.data + row * y.stride, y.stride};
-    if (silu) {
-      apply_rows<T, true>(from, to, some, width, by);
+    if (stream) {
+      apply_rows<T, kSilu, true>(from, to, some, width, by);
     } else {
-      apply_rows<T, false>(from, to, some, width, by);
+      apply_rows<T, kSilu, false>(from, to, some, width, by);
     }
   }
+  if (stream) finish_stream();
 }
 
-template <class T, bool kSilu>
-PALETTE_INLINE void apply_one_channel(const T* x, T* y, int64_t count, const Affine<Wide<T>>& by) {
+template <class T, Silu kSilu>
+PALETTE_LEAF void apply_run(const T* x, T* y, int64_t count, Affine<Wide<T>> by) {
   constexpr int kLanes = Lanes<T>::kLanes;
   const auto center = broadcast(by.center), gain = broadcast(by.gain),
              offset = broadcast(by.offset);
@@ -352,16 +371,11 @@ PALETTE_INLINE void apply_one_channel(const T* x, T* y, int64_t count, const Aff
 }
 
 template <class T>
-PALETTE_LEAF void apply_run(const T* x, T* y, int64_t count, Affine<Wide<T>> by, bool silu) {
-  if (silu) {
-    apply_one_channel<T, true>(x, y, count, by);
-  } else {
-    apply_one_channel<T, false>(x, y, count, by);
-  }
-}
-
-template <class T>
-constexpr Loops<T> kLoops = {moments<T>, moments_run<T>, apply<T>, apply_run<T>};
+constexpr Loops<T> kLoops = {
+    moments<T>,
+    moments_run<T>,
+    {apply<T, Silu::none>, apply<T, Silu::of_z>, apply<T, Silu::of_exponent>},
+    {apply_run<T, Silu::none>, apply_run<T, Silu::of_z>, apply_run<T, Silu::of_exponent>}};
 
 }  // namespace PALETTE_ISA
 }  // namespace

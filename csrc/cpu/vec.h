@@ -1,4 +1,4 @@
-// Vectors of floats in one instruction set: loads and stores of every dtype, fma, exp, SiLU.
+// Vectors of floats in one instruction set: loads and stores of every dtype, fma, exp2.
 //
 // Included by each_isa.h once per instruction set, which names the set (PALETTE_ISA) and its width
 // (PALETTE_LANES). Arithmetic is the compiler's vector extension; intrinsics only where it has
@@ -164,17 +164,51 @@ PALETTE_INLINE Pair<Floats> load_pair(const BFloat16* from) {
           _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, last, bits))};
 }
 
-PALETTE_INLINE void store_pair(BFloat16* to, Pair<Floats> value) {
+PALETTE_INLINE __m512i narrow_pair(Pair<Floats> value) {
 #ifdef PALETTE_BF16
-  const __m512i bits = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(value.high, value.low));
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(value.high, value.low));
 #else
   const Halves2 upper = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
                          33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
-  const __m512i bits = _mm512_permutex2var_epi16(reinterpret_cast<__m512i>(round(value.low)),
-                                                 reinterpret_cast<__m512i>(upper),
-                                                 reinterpret_cast<__m512i>(round(value.high)));
+  return _mm512_permutex2var_epi16(reinterpret_cast<__m512i>(round(value.low)),
+                                   reinterpret_cast<__m512i>(upper),
+                                   reinterpret_cast<__m512i>(round(value.high)));
 #endif
-  _mm512_storeu_si512(to, bits);
+}
+
+PALETTE_INLINE void store_pair(BFloat16* to, Pair<Floats> value) {
+  _mm512_storeu_si512(to, narrow_pair(value));
+}
+#endif
+
+// As store_pair, past the caches on 16 lanes: the lines of `to`, which starts one, are not read
+// first, and what the caches hold stays there. Other threads see it after finish_stream().
+template <class T>
+PALETTE_INLINE void stream_pair(T* to, Pair<typename Lanes<T>::Vector> value) {
+  store_pair(to, value);
+}
+
+PALETTE_INLINE void finish_stream() {
+#if PALETTE_LANES == 16
+  _mm_sfence();
+#endif
+}
+
+#if PALETTE_LANES == 16
+PALETTE_INLINE void stream_pair(float* to, Pair<Floats> value) {
+  _mm512_stream_ps(to, value.low);
+  _mm512_stream_ps(to + PALETTE_LANES, value.high);
+}
+
+PALETTE_INLINE void stream_pair(BFloat16* to, Pair<Floats> value) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), narrow_pair(value));
+}
+
+PALETTE_INLINE void stream_pair(Half* to, Pair<Floats> value) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to),
+                      reinterpret_cast<__m256i>(narrow(value.low, Half())));
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to + PALETTE_LANES),
+                      reinterpret_cast<__m256i>(narrow(value.high, Half())));
 }
 #endif
 
@@ -193,25 +227,26 @@ PALETTE_INLINE void store_part(T* to, int64_t count, typename Lanes<T>::Vector v
   __builtin_memcpy(to, buffer, count * sizeof(T));
 }
 
-// 2^f for f in [0, 1], minimax in relative error: to 7.5e-5, 2.6e-6 and, before rounding, 7.5e-8
-// for results that will be rounded once to bfloat16, float16 and float32.
+// scale * 2^f for f in [0, 1], minimax in relative error: to 7.5e-5, 2.6e-6 and, before rounding,
+// 7.5e-8 for results that will be rounded once to bfloat16, float16 and float32. A constant scale
+// costs nothing.
 template <class T>
-PALETTE_INLINE Floats exp2_fraction(Floats f) {
+PALETTE_INLINE Floats exp2_fraction(Floats f, float scale = 1.0f) {
   if constexpr (std::is_same_v<T, BFloat16>) {
-    Floats p = fma(broadcast(0.07802453f), f, broadcast(0.22606715f));
-    p = fma(p, f, broadcast(0.69583354f));
-    return fma(p, f, broadcast(0.9999252f));
+    Floats p = fma(broadcast(scale * 0.07802453f), f, broadcast(scale * 0.22606715f));
+    p = fma(p, f, broadcast(scale * 0.69583354f));
+    return fma(p, f, broadcast(scale * 0.9999252f));
   } else if constexpr (std::is_same_v<T, Half>) {
-    Floats p = fma(broadcast(0.013534168f), f, broadcast(0.05201146f));
-    p = fma(p, f, broadcast(0.24144276f));
-    p = fma(p, f, broadcast(0.69300383f));
-    return fma(p, f, broadcast(1.0000026f));
+    Floats p = fma(broadcast(scale * 0.013534168f), f, broadcast(scale * 0.05201146f));
+    p = fma(p, f, broadcast(scale * 0.24144276f));
+    p = fma(p, f, broadcast(scale * 0.69300383f));
+    return fma(p, f, broadcast(scale * 1.0000026f));
   } else {
-    Floats p = fma(broadcast(0.0018775767f), f, broadcast(0.00898934f));
-    p = fma(p, f, broadcast(0.055826318f));
-    p = fma(p, f, broadcast(0.24015361f));
-    p = fma(p, f, broadcast(0.6931531f));
-    return fma(p, f, broadcast(0.99999994f));
+    Floats p = fma(broadcast(scale * 0.0018775767f), f, broadcast(scale * 0.00898934f));
+    p = fma(p, f, broadcast(scale * 0.055826318f));
+    p = fma(p, f, broadcast(scale * 0.24015361f));
+    p = fma(p, f, broadcast(scale * 0.6931531f));
+    return fma(p, f, broadcast(scale * 0.99999994f));
   }
 }
 
@@ -236,11 +271,11 @@ PALETTE_INLINE Floats scale_by_power(Floats p, Floats n) {
 #endif
 }
 
-// 1 + e^-z for results that will be rounded once to T. The rounding of z * log2(e) shows in e^-z
-// only, where that is far above 1.
+// scale * 2^t for results that will be rounded once to T: far below zero 0 on 16 lanes, else
+// 2^-126. In float64 scale * e^t: the library's exponential is exact, 2^t of a rounded product is
+// not.
 template <class T>
-PALETTE_INLINE Floats one_plus_exp_minus(Floats z) {
-  Floats t = z * -1.44269504f;
+PALETTE_INLINE Floats scaled_power(Floats t, float scale) {
 #if PALETTE_LANES == 16
   // The fraction of an infinity is 0.
   const Floats n = t;
@@ -250,12 +285,12 @@ PALETTE_INLINE Floats one_plus_exp_minus(Floats z) {
   t = t > -126.0f ? t : broadcast(-126.0f);
   const Floats n = floor(t), f = t - n;
 #endif
-  return 1.0f + scale_by_power(exp2_fraction<T>(f), n);
+  return scale_by_power(exp2_fraction<T>(f, scale), n);
 }
 
 template <class T>
-PALETTE_INLINE double one_plus_exp_minus(double z) {
-  return 1.0 + std::exp(-z);
+PALETTE_INLINE double scaled_power(double t, double scale) {
+  return scale * std::exp(t);
 }
 
 // Adjacent coefficients, or the same one for a whole run.
@@ -302,14 +337,20 @@ PALETTE_INLINE void store_row(T* to, int64_t count, V value) {
   }
 }
 
-template <class T, int kVectors, bool kPart, class V>
+template <class T, int kVectors, bool kPart, bool kStream = false, class V>
 PALETTE_INLINE void store_columns(T* to, int64_t count, const V (&from)[kVectors]) {
   constexpr int kLanes = Lanes<T>::kLanes;
   if constexpr (kVectors == 1) {
     store_row<T, kPart>(to, count, from[0]);
   } else {
     static_assert(kVectors % 2 == 0 && !kPart);
-    for (int v = 0; v < kVectors; v += 2) store_pair(to + v * kLanes, {from[v], from[v + 1]});
+    for (int v = 0; v < kVectors; v += 2) {
+      if constexpr (kStream) {
+        stream_pair(to + v * kLanes, {from[v], from[v + 1]});
+      } else {
+        store_pair(to + v * kLanes, {from[v], from[v + 1]});
+      }
+    }
   }
 }
 
