@@ -67,7 +67,8 @@ inline bool counts(const Device& device, const Tensor& numbers, int64_t samples,
 // --- attention ---
 
 inline bool attention(const Device& device, const Tensor& qkv, int64_t heads) {
-  return device.has(qkv) && heads >= 1 && qkv.dim() >= 3 && qkv.size(1) % (3 * heads) == 0;
+  return device.has_floating(qkv) && heads >= 1 && (qkv.dim() == 3 || qkv.dim() == 4) &&
+         qkv.size(1) > 0 && qkv.size(1) % (3 * heads) == 0;
 }
 
 // Whether a tensor is like the result of attention on qkv.

@@ -16,12 +16,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 
 from palette import _extension
 
 _T = TypeVar("_T")
 
 NAMES = ("reference", "cpp", "cuda", "triton", "sdpa")
+
+_PLAIN = (Tensor, nn.Parameter)  # no subclass, whose calls go to itself
 
 # Triton reads the variable when a kernel is defined, so it cannot change later either.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -45,6 +48,7 @@ class _State:
     threading.local would be baked in."""
 
     forced: str | None = None
+    in_cpp: frozenset[str] = frozenset()  # the ops whose compiled implementation a CPU uses now
 
 
 _declared: dict[str, tuple[str, ...]] = {}
@@ -76,7 +80,7 @@ def survey() -> None:
     forced = os.environ.get("PALETTE_BACKEND") or None
     if forced is not None:
         _require(forced, "PALETTE_BACKEND")
-    _State.forced = forced
+    _force(forced)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     _import_kernels(op for op in _declared if choose(op, device) == "triton")
 
@@ -110,23 +114,33 @@ def choose(op: str, device_type: str) -> str:
     if forward_ad._current_level >= 0:
         # Inside torch.func.jvp and dual levels torch would drop a registered op's tangent silently.
         return "reference"
-    forced = _State.forced
+    return _chosen(op, device_type, _State.forced)
+
+
+def _chosen(op: str, device_type: str, forced: str | None) -> str:
     if forced is not None and forced in _available[op] and _serves(forced, device_type):
         return forced
     return _defaults[op].get(device_type, "reference")
 
 
-def in_cpp(op: str, tensor: Tensor, *others: Tensor | None) -> bool:
+def _force(backend: str | None) -> None:
+    _State.forced = backend
+    _State.in_cpp = frozenset(op for op in _declared if _chosen(op, "cpu", backend) == "cpp")
+
+
+def in_cpp(op: str, tensor: Tensor) -> bool:
     """Whether the compiled CPU op comes next, which checks its arguments itself.
 
-    In a graph that is being traced it is never called with what it would refuse.
+    False in a graph that is being traced, so that it is never called there with what it would
+    refuse. Asked before every call, and little else: Python that has left the caches since the call
+    before costs as much as the op on a small picture.
     """
     return (
-        type(tensor) in (Tensor, nn.Parameter)
+        not is_dynamo_compiling()
+        and op in _State.in_cpp
+        and type(tensor) in _PLAIN
         and tensor.is_cpu
-        and all(each is None or each.is_cpu for each in others)
-        and not torch.compiler.is_compiling()
-        and choose(op, "cpu") == "cpp"
+        and forward_ad._current_level < 0
     )
 
 
@@ -155,11 +169,11 @@ def use(backend: str) -> Iterator[None]:
     if backend == "triton":
         _import_kernels(op for op, available in _available.items() if backend in available)
     previous = _State.forced
-    _State.forced = backend
+    _force(backend)
     try:
         yield
     finally:
-        _State.forced = previous
+        _force(previous)
 
 
 def _import_kernels(names: Iterable[str]) -> None:

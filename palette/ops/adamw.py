@@ -71,7 +71,8 @@ def adamw(
     numbers = (lr, *betas, eps, weight_decay, limit, take)
     # What does not fit is named below, and other layouts are for the reference.
     with contextlib.suppress(Exception):
-        if weights and _backends.in_cpp("adamw", *weights):
+        on_cpu = bool(weights) and all(each.is_cpu for each in weights)
+        if on_cpu and _backends.in_cpp("adamw", weights[0]):
             norm: Tensor = _OP(*map(list, tensors), *numbers)
             return norm
     _check(*tensors)
@@ -185,5 +186,5 @@ register(
     reference,
     _fake,
 )
-_OP = torch.ops.palette.adamw
+_OP = torch.ops.palette.adamw.default
 _backends.declare("adamw", BACKENDS)

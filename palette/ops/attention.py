@@ -36,6 +36,14 @@ def attention(qkv: Tensor, heads: int, order: str) -> Tensor:
         TypeError: qkv is no tensor or has a dtype that the op does not take.
         ValueError: a shape does not fit, or ``order`` is neither of the two.
     """
+    if type(heads) is int:
+        try:
+            if _backends.in_cpp("attention", qkv):
+                out: Tensor = _OP(qkv, heads, order)[0]
+                return out
+        except Exception:  # it knows that something does not fit, and not how to say it
+            _check(qkv, heads, order)
+            raise
     _check(qkv, heads, order)
     backend = _backends.choose("attention", qkv.device.type)
     # kernels for GPUs know no float64
@@ -43,11 +51,10 @@ def attention(qkv: Tensor, heads: int, order: str) -> Tensor:
         return reference(qkv, heads, order)
     if backend == "sdpa":
         return sdpa(qkv, heads, order)
-    ops = torch.ops.palette
     if backend == "triton":
-        out: Tensor = _backends.in_triton(ops.attention_triton, qkv, heads, order)[0]
-        return out
-    out = ops.attention(qkv, heads, order)[0]
+        out = _backends.in_triton(torch.ops.palette.attention_triton, qkv, heads, order)[0]
+    else:
+        out = _OP(qkv, heads, order)[0]
     return out
 
 
@@ -181,4 +188,5 @@ register(
     _fake_backward,
     gradient=refuse,
 )
+_OP = torch.ops.palette.attention.default
 _backends.declare("attention", BACKENDS)

@@ -47,27 +47,24 @@ def group_norm_silu(
         TypeError: an argument is no tensor or has a dtype that the op does not take.
         ValueError: a shape or a device does not fit, or ``groups`` does not divide C.
     """
-    arguments = (x, weight, bias, groups, eps, scale, shift, silu)
     if type(groups) is int and type(eps) is float and type(silu) is bool:
         try:
-            if _backends.in_cpp("group_norm_silu", x, weight, bias, scale, shift):
-                return _call(*arguments)
+            if _backends.in_cpp("group_norm_silu", x):
+                y: Tensor = _OP(x, weight, bias, groups, eps, scale, shift, silu)[0]
+                return y
         except Exception:  # it knows that something does not fit, and not how to say it
-            _check(*arguments)
+            _check(x, weight, bias, groups, eps, scale, shift, silu)
             raise
+    arguments = (x, weight, bias, groups, eps, scale, shift, silu)
     _check(*arguments)
     backend = _backends.choose("group_norm_silu", x.device.type)
     # kernels for GPUs know no float64
     if backend == "reference" or (backend in ("cuda", "triton") and x.dtype == torch.float64):
         return reference(*arguments)
     if backend == "triton":
-        y: Tensor = _backends.in_triton(torch.ops.palette.group_norm_silu_triton, *arguments)[0]
-        return y
-    return _call(*arguments)
-
-
-def _call(*arguments: Any) -> Tensor:
-    y: Tensor = _OP(*arguments)[0]
+        y = _backends.in_triton(torch.ops.palette.group_norm_silu_triton, *arguments)[0]
+    else:
+        y = _OP(*arguments)[0]
     return y
 
 
@@ -251,6 +248,8 @@ def _fake(
     shift: Tensor | None,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    # Not only a shape function: a parameter on the device "meta" takes a call in C++ here.
+    _check(x, weight, bias, groups, eps, scale, shift, silu)
     statistics = x.new_empty((x.shape[0], groups), dtype=_layout.wide(x.dtype))
     return _layout.empty_like(x), statistics, torch.empty_like(statistics)
 
@@ -334,5 +333,5 @@ register(
     _fake_backward,
     gradient=refuse,
 )
-_OP = torch.ops.palette.group_norm_silu
+_OP = torch.ops.palette.group_norm_silu.default
 _backends.declare("group_norm_silu", BACKENDS)

@@ -56,9 +56,11 @@ def reverse_step(
     """
     arguments = (state, output, table, step, seeds, noise, history, known, mask, slot)
     try:
-        wide = state.dtype == torch.float64  # which no kernel knows
-        compiled = not wide and _backends.in_cpp("reverse_step", *arguments)
-        if compiled and not _wants_gradient(*arguments):
+        if (
+            _backends.in_cpp("reverse_step", state)
+            and state.dtype == torch.float32
+            and not (torch.is_grad_enabled() and _wants_gradient(*arguments))
+        ):
             _OP(*arguments)
             return
     except Exception:  # it knows that something does not fit, and not how to say it
@@ -66,7 +68,7 @@ def reverse_step(
         raise
     _check(*arguments)
     backend = _backends.choose("reverse_step", state.device.type)
-    if backend == "reference" or wide:
+    if backend == "reference" or state.dtype == torch.float64:  # which no kernel knows
         reference(*arguments)
     elif backend == "triton":
         _backends.in_triton(torch.ops.palette.reverse_step_triton, *arguments)
@@ -149,14 +151,14 @@ def _check(
         if noise is not None:
             raise ValueError(f"{op}: noise and seeds are both given, wanted one of them")
     _check_mask(op, known, mask, shape, wide, device)
-    if _wants_gradient(state, output, noise, history, known, mask, slot):
+    if torch.is_grad_enabled() and _wants_gradient(
+        state, output, noise, history, known, mask, slot
+    ):
         raise ValueError(f"{op}: an argument requires a gradient, wanted a call under no_grad()")
 
 
 def _wants_gradient(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(
-        each is not None and each.requires_grad for each in tensors
-    )
+    return any(each is not None and each.requires_grad for each in tensors)
 
 
 def _check_table(
@@ -226,7 +228,8 @@ def _fake(
     mask: Tensor | None,
     slot: Tensor | None,
 ) -> None:
-    return None
+    # Not only a shape function: an argument on the device "meta" takes a call in C++ here.
+    _check(state, output, table, step, seeds, noise, history, known, mask, slot)
 
 
 register(
@@ -235,5 +238,5 @@ register(
     reference,
     _fake,
 )
-_OP = torch.ops.palette.reverse_step
+_OP = torch.ops.palette.reverse_step.default
 _backends.declare("reverse_step", BACKENDS)

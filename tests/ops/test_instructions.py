@@ -52,7 +52,7 @@ LOOPS = [
 def test_loops_use_wide_registers(registers, isa, loop) -> None:
     """noise: fill; dropout: keep and keep_rows; group_norm_silu: moments and apply; its backward:
     sums and input; reverse_step: advance."""
-    name = re.compile(rf"\b{isa}::{loop}(_run)?(<float>)?\(")
+    name = re.compile(rf"\b{isa}::{loop}(_run)?(<float(, [^>]*)?>)?\(")
     bodies = [counts for head, counts in registers.items() if name.search(head)]
     assert bodies, f"no function of {loop} for {isa}"
     for counts in bodies:
