@@ -46,6 +46,8 @@ struct Loops {
   // At most kPixels elements, `step` apart in the operand.
   void (*read)(T* from, int64_t step, int64_t count, float* to);
   void (*write)(float* from, int64_t count, T* to, int64_t step);
+  // Three channels, adjacent in the operand.
+  void (*write_three)(const float* const* from, int64_t count, T* to, int64_t step);
 };
 
 }  // namespace
@@ -133,6 +135,25 @@ struct Operands {
   std::optional<Operand> state, output, noise, history, known, mask, slot;
 };
 
+// Whether the three channels of a picture can be written side by side, from where they lie.
+bool as_three(const Operands& operands, int64_t channels, int64_t pixels) {
+  if (!operands.slot.has_value() || channels != 3) return false;
+  const Operand &state = *operands.state, &slot = *operands.slot;
+  return slot.channel == 1 && slot.step > 1 && slot.width == pixels && state.step == 1 &&
+         state.width == pixels;
+}
+
+// `count` pixels of all three channels from `begin` on.
+void write_slot(const Operands& operands, int64_t n, int64_t begin, int64_t count) {
+  const Operand &state = *operands.state, &slot = *operands.slot;
+  const float* first = static_cast<float*>(state.data) + n * state.sample + begin;
+  const float* from[3] = {first, first + state.channel, first + 2 * state.channel};
+  by_dtype(slot.tensor, [&]<class T>(T) {
+    T* to = static_cast<T*>(slot.data) + n * slot.sample + begin * slot.step;
+    loops<T>().write_three(from, count, to, slot.step);
+  });
+}
+
 // What one sample has to itself, but for its numbers.
 struct Sample {
   int64_t number;
@@ -150,9 +171,9 @@ const float* make_noise(FillNoise fill, const NoiseStream& stream, int64_t first
   return buffer + skipped;
 }
 
-// `count` pixels of channel c from `begin` on.
+// `count` pixels of channel c from `begin` on, in the slot too where that is wanted.
 void advance_run(const Operands& operands, const Sample& sample, FillNoise fill, int64_t pixels,
-                 int64_t c, int64_t begin, int64_t count) {
+                 int64_t c, int64_t begin, int64_t count, bool slot) {
   const int64_t n = sample.number;
   float buffers[5][kPixels], normals[kPixels + kNormals];
   const auto get = [&](const std::optional<Operand>& operand, float* buffer) {
@@ -167,7 +188,7 @@ void advance_run(const Operands& operands, const Sample& sample, FillNoise fill,
   loops<float>().advance(run, sample.row, count);
   if (run.state == buffers[0]) write_run(operands.state, n, c, begin, count, run.state);
   if (run.history == buffers[1]) write_run(operands.history, n, c, begin, count, run.history);
-  if (operands.slot.has_value()) write_run(operands.slot, n, c, begin, count, run.state);
+  if (slot) write_run(operands.slot, n, c, begin, count, run.state);
 }
 
 // The index in the table of every sample.
@@ -219,6 +240,8 @@ void reverse_step(const Tensor& state, const Tensor& output, const Tensor& table
                              operand(history),      operand(known),         operand(mask),
                              operand(slot)};
   const FillNoise fill = fill_noise();
+  const bool three = as_three(operands, channels, pixels);
+  const bool each = slot.has_value() && !three;
   const int64_t runs = (pixels + kPixels - 1) / kPixels;
   const int64_t grain =
       std::max<int64_t>(1, kParallelElements / (std::min(pixels, kPixels) * channels));
@@ -226,8 +249,9 @@ void reverse_step(const Tensor& state, const Tensor& output, const Tensor& table
     for (int64_t i = first; i < last; ++i) {
       const int64_t begin = i % runs * kPixels, count = std::min(kPixels, pixels - begin);
       for (int64_t c = 0; c < channels; ++c) {
-        advance_run(operands, samples[i / runs], fill, pixels, c, begin, count);
+        advance_run(operands, samples[i / runs], fill, pixels, c, begin, count, each);
       }
+      if (three) write_slot(operands, i / runs, begin, count);
     }
   });
 }

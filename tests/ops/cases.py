@@ -474,10 +474,12 @@ class StepCase:
     history: bool = False
     mask: str = "none"  # "none", "binary", "fraction" or "full" ([N, C, H, W])
     slot: str = "none"  # "none", "channels_last" or "contiguous"
+    beside: int = 5  # channels of the next input that are not the slot's, up to three before it
 
     def __str__(self) -> str:
         shape = "x".join(map(str, self.shape))
         flags = ["each"] * self.each + ["history"] * self.history
+        flags += [f"beside{self.beside}"] * (self.beside != 5)
         names = [shape, SHORT[self.dtype], self.layout, self.draw, f"mask-{self.mask}"]
         return "-".join([*names, f"slot-{self.slot}", *flags])
 
@@ -502,10 +504,11 @@ class StepCase:
             mask = mask.to(device)
         slot = None
         if self.slot != "none":
-            wide = torch.zeros((n, c + 5, h, w), dtype=self.dtype, device=device)
+            wide = torch.full((n, c + self.beside, h, w), 0.5, dtype=self.dtype, device=device)
             if self.slot == "channels_last":
                 wide = wide.contiguous(memory_format=torch.channels_last)
-            slot = wide[:, 3 : 3 + c]
+            first = min(self.beside, 3)
+            slot = wide[:, first : first + c]
         step = torch.arange(n) % 3 if self.each else torch.tensor(1)
         return {
             "state": normal(),
@@ -537,4 +540,7 @@ STEP_CASES = [
     StepCase((2, 3, 33, 31), bf16, each=True, draw="seeds", mask="full", slot="contiguous",
              layout="wide_rows"),
     StepCase((1, 1, 5, 1), f64, layout="transposed", slot="channels_last"),
+    # the published input: a condition of three channels and the picture; and the picture alone
+    *(StepCase((2, 3, 33, 31), dtype, each=True, mask="binary", slot="channels_last", beside=beside)
+      for dtype in (f32, bf16, f16, f64) for beside in (3, 0)),
 ]  # fmt: skip

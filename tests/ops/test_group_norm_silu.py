@@ -87,6 +87,16 @@ def test_backward(norm_case, device, within) -> None:
         within(value.grad, exact[name].grad, value.dtype, factor, name, beside)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_results_near_the_largest_number(device, dtype) -> None:
+    bias = torch.tensor([3e38, -3e38, 1e38, -1e38] * 2, device=device).to(dtype)
+    x = torch.randn(2, 8, 3, 5, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = x.contiguous(memory_format=layout)
+        y = ops.group_norm_silu(x, torch.ones_like(bias), bias, 4)
+        assert torch.equal(y, bias.relu().reshape(1, 8, 1, 1).expand_as(y))
+
+
 @pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_backward_formula(within, cases, dtype, silu) -> None:
