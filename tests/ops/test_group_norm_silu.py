@@ -97,6 +97,19 @@ def test_results_near_the_largest_number(device, dtype) -> None:
         assert torch.equal(y, bias.relu().reshape(1, 8, 1, 1).expand_as(y))
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_an_outlier_costs_no_digits(device, within, seed) -> None:
+    """Wherever sums begin: a shift that the first value had a part in would be far from the rest."""
+    g = torch.Generator().manual_seed(seed)
+    x, weight = torch.randn(2, 32, 16, 16, generator=g), torch.rand(32, generator=g) + 0.5
+    x[0, 0, 0, 0] = 1e4
+    exact = MODULE.reference(x.double(), weight.double(), None, 8)
+    y = ops.group_norm_silu(
+        x.to(device, memory_format=torch.channels_last), weight.to(device), None, 8
+    )
+    within(y, exact, x.dtype, FORWARD[x.dtype])
+
+
 @pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_backward_formula(within, cases, dtype, silu) -> None:
