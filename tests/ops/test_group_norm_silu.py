@@ -99,7 +99,7 @@ def test_results_near_the_largest_number(device, dtype) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_an_outlier_costs_no_digits(device, within, seed) -> None:
-    """Wherever sums begin: a shift that the first value had a part in would be far from the rest."""
+    """Whatever sums begin with: a shift that it had a part in would be far from the rest."""
     g = torch.Generator().manual_seed(seed)
     x, weight = torch.randn(2, 32, 16, 16, generator=g), torch.rand(32, generator=g) + 0.5
     x[0, 0, 0, 0] = 1e4
