@@ -137,8 +137,14 @@ inline bool group_norm_silu_backward(const Device& device, const Tensor& grad, c
 
 // --- dropout and noise ---
 
-inline bool dropout(const Device& device, const Tensor& x, const Tensor& seeds) {
-  return device.has(x) && x.dim() >= 2 && counts(device, seeds, x.size(0), false);
+inline bool dropout(const Device& device, const Tensor& x, const Tensor& seeds, double p,
+                    int64_t layer) {
+  const bool fits = device.has_floating(x) && x.dim() >= 2 &&
+                    counts(device, seeds, x.size(0), false) && p >= 0.0 && p < 1.0 && layer >= 0 &&
+                    layer < int64_t{1} << 32;
+  int64_t elements = 1;
+  for (int64_t d = 1; fits && d < x.dim(); ++d) elements *= x.size(d);
+  return fits && elements <= int64_t{1} << 34;
 }
 
 inline bool noise(const Device& device, const Tensor& seeds, const Tensor& step) {

@@ -32,10 +32,16 @@ PALETTE_LEAF void read(const T* from, int64_t count, float scale, float* to) {
   if (at < count) store_part(to + at, count - at, load_part(from + at, count - at) * scale);
 }
 
-// to[i] = from[i], rounded
+// to[i] = from[i], rounded; past the caches, which hold little of what a step walks through.
 template <class T>
 PALETTE_LEAF void write(const float* from, int64_t count, T* to) {
   int64_t at = 0;
+  if (reinterpret_cast<uintptr_t>(to) % kLineBytes == 0) {
+    for (; at + 2 * PALETTE_LANES <= count; at += 2 * PALETTE_LANES) {
+      stream_pair(to + at, load_pair(from + at));
+    }
+    finish_stream();
+  }
   for (; at + PALETTE_LANES <= count; at += PALETTE_LANES) store(to + at, load(from + at));
   if (at < count) store_part(to + at, count - at, load_part(from + at, count - at));
 }

@@ -90,7 +90,8 @@ void apply(const Image& x, const std::vector<Drop>& drops, const Tensor& out) {
 }  // namespace
 
 Tensor dropout(const Tensor& x, const Tensor& seeds, double p, int64_t layer) {
-  STD_TORCH_CHECK(checks::dropout(device_of(x), x, seeds), "dropout: seeds that do not fit x");
+  STD_TORCH_CHECK(checks::dropout(device_of(x), x, seeds, p, layer),
+                  "dropout: arguments that do not fit each other");
   const bool rows = channels_last(x);
   Tensor out = empty_dense(x, rows);
   if (x.numel() == 0) return out;

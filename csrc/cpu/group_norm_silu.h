@@ -30,7 +30,6 @@ constexpr int64_t kTileBytes = 16384;           // read before the next column o
 constexpr int64_t kTileRows = 64;               // which is also how many values one sum adds up
 constexpr int64_t kParallelElements = 16384;    // work worth a thread
 constexpr int64_t kStreamedElements = 1 << 20;  // larger results are written past the caches
-constexpr size_t kLineBytes = 64;               // of a cache
 constexpr int64_t kPadding = 16;                // lanes of the widest vector
 
 // The dtype of all arithmetic on elements of T. What there is one of per channel is float64.

@@ -26,6 +26,8 @@ namespace palette::cpu {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
+constexpr size_t kLineBytes = 64;  // of a cache
+
 // Where all arguments of an op have to be: on the CPU, where x is.
 inline Device device_of(const Tensor& x) {
   return {aoti_torch_device_type_cpu(), x.get_device_index()};

@@ -162,7 +162,8 @@ extern "C" cudaError_t palette_cuda_dropout(const Drop* drop, cudaStream_t strea
 namespace palette::cuda {
 
 Tensor dropout(const Tensor& x, const Tensor& seeds, double p, int64_t layer) {
-  STD_TORCH_CHECK(checks::dropout(device_of(x), x, seeds), "dropout: seeds that do not fit x");
+  STD_TORCH_CHECK(checks::dropout(device_of(x), x, seeds, p, layer),
+                  "dropout: arguments that do not fit each other");
   const Type type = type_of(x, "dropout", "x");
   const bool rows = channels_last(x);
   Tensor y = empty_dense(x, x.size(1), rows);

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from palette.ops import _backends, _checks, _layout
-from palette.ops._registration import register
+from palette.ops._registration import direct, register
 
 BACKENDS = ("reference", "cpp", "cuda", "triton", "sdpa")
 
@@ -39,7 +39,7 @@ def attention(qkv: Tensor, heads: int, order: str) -> Tensor:
     if type(heads) is int:
         try:
             if _backends.in_cpp("attention", qkv):
-                out: Tensor = _OP(qkv, heads, order)[0]
+                out: Tensor = _DIRECT(qkv, heads, order)[0]
                 return out
         except Exception:  # it knows that something does not fit, and not how to say it
             _check(qkv, heads, order)
@@ -54,7 +54,7 @@ def attention(qkv: Tensor, heads: int, order: str) -> Tensor:
     if backend == "triton":
         out = _backends.in_triton(torch.ops.palette.attention_triton, qkv, heads, order)[0]
     else:
-        out = _OP(qkv, heads, order)[0]
+        out = torch.ops.palette.attention(qkv, heads, order)[0]
     return out
 
 
@@ -188,5 +188,10 @@ register(
     _fake_backward,
     gradient=refuse,
 )
-_OP = torch.ops.palette.attention.default
+_DIRECT_BACKWARD = direct(torch.ops.palette.attention_backward.default, refuse)
+_DIRECT = direct(
+    torch.ops.palette.attention.default,
+    lambda ctx, grad, *_: differentiate(_DIRECT_BACKWARD, ctx, grad),
+    save,
+)
 _backends.declare("attention", BACKENDS)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from palette.ops import _backends, _checks, _layout, philox
-from palette.ops._registration import register
+from palette.ops._registration import direct, register
 
 BACKENDS = ("reference", "cpp", "cuda", "triton")
 
@@ -45,6 +45,14 @@ def dropout(x: Tensor, seeds: Tensor, p: float, layer: int) -> Tensor:
         TypeError: an argument is no tensor, no number or has a dtype that the op does not take.
         ValueError: a shape or a device does not fit, or a number is out of range.
     """
+    if type(p) is float and type(layer) is int:
+        try:
+            if _backends.in_cpp("dropout", x):
+                y: Tensor = _DIRECT(x, seeds, p, layer)
+                return y
+        except Exception:  # it knows that something does not fit, and not how to say it
+            _check(x, seeds, p, layer)
+            raise
     _check(x, seeds, p, layer)
     backend = _backends.choose("dropout", x.device.type)
     # kernels for GPUs know no float64
@@ -52,9 +60,9 @@ def dropout(x: Tensor, seeds: Tensor, p: float, layer: int) -> Tensor:
         return reference(x, seeds, p, layer)
     ops = torch.ops.palette
     if backend == "triton":
-        y: Tensor = _backends.in_triton(ops.dropout_triton, x, seeds, p, layer)
-        return y
-    y = ops.dropout(x, seeds, p, layer)
+        y = _backends.in_triton(ops.dropout_triton, x, seeds, p, layer)
+    else:
+        y = ops.dropout(x, seeds, p, layer)
     return y
 
 
@@ -88,6 +96,8 @@ def _check(x: Tensor, seeds: Tensor, p: float, layer: int) -> None:
 
 
 def _fake(x: Tensor, seeds: Tensor, p: float, layer: int) -> Tensor:
+    # Not only a shape function: seeds on the device "meta" take a call in C++ here.
+    _check(x, seeds, p, layer)
     return _layout.empty_like(x)
 
 
@@ -113,5 +123,10 @@ register(
     _fake,
     gradient=_differentiate,
     save=save,
+)
+_DIRECT: Callable[..., Any] = direct(
+    torch.ops.palette.dropout.default,
+    lambda ctx, grad: differentiate(_DIRECT, ctx, grad),
+    save,
 )
 _backends.declare("dropout", BACKENDS)

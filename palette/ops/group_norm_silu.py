@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from palette.ops import _backends, _checks, _layout
-from palette.ops._registration import register
+from palette.ops._registration import direct, register
 
 BACKENDS = ("reference", "cpp", "cuda", "triton")
 
@@ -50,7 +50,7 @@ def group_norm_silu(
     if type(groups) is int and type(eps) is float and type(silu) is bool:
         try:
             if _backends.in_cpp("group_norm_silu", x):
-                y: Tensor = _OP(x, weight, bias, groups, eps, scale, shift, silu)[0]
+                y: Tensor = _DIRECT(x, weight, bias, groups, eps, scale, shift, silu)[0]
                 return y
         except Exception:  # it knows that something does not fit, and not how to say it
             _check(x, weight, bias, groups, eps, scale, shift, silu)
@@ -64,7 +64,7 @@ def group_norm_silu(
     if backend == "triton":
         y = _backends.in_triton(torch.ops.palette.group_norm_silu_triton, *arguments)[0]
     else:
-        y = _OP(*arguments)[0]
+        y = torch.ops.palette.group_norm_silu(*arguments)[0]
     return y
 
 
@@ -333,5 +333,10 @@ register(
     _fake_backward,
     gradient=refuse,
 )
-_OP = torch.ops.palette.group_norm_silu.default
+_DIRECT_BACKWARD = direct(torch.ops.palette.group_norm_silu_backward.default, refuse)
+_DIRECT = direct(
+    torch.ops.palette.group_norm_silu.default,
+    lambda ctx, grad, *_: differentiate(_DIRECT_BACKWARD, ctx, grad),
+    save,
+)
 _backends.declare("group_norm_silu", BACKENDS)
