@@ -56,7 +56,7 @@ FAULTS = [
     Fault("variance of a sample, not of the group", NORM + ".cpp", "total.m2 / size", "total.m2 / (size - 1.0)"),
     Fault("scale and shift swapped", NORM + ".h", "film = values<double>(scale);\n", "film = values<double>(shift);\n"),
     Fault("1 + scale without the 1", NORM + ".h", "value += 1.0;", "value += 0.0;"),
-    Fault("last row not written", NORM + "_loops.h", "row < rows; ++row) {\n    V values[kVectors];\n    load_columns<T, kVectors, kPart>(x.data + row * x.stride + at", "row + 1 < rows; ++row) {\n    V values[kVectors];\n    load_columns<T, kVectors, kPart>(x.data + row * x.stride + at"),
+    Fault("last row not written", NORM + "_loops.h", "row < rows; ++row) {\n    V values[kVectors];\n    if constexpr (kStream)", "row + 1 < rows; ++row) {\n    V values[kVectors];\n    if constexpr (kStream)"),
     Fault("wrong group at the seam", NORM + "_loops.h", "fold(mean + g * channels,", "fold(mean + g * channels - (g > 0),"),
     Fault("variance from unshifted sums", NORM + "_loops.h", "center / static_cast<Wide<T>>(few)", "V{}"),
     Fault("an outlier in the shift", NORM + "_loops.h", "median(totals[0][v], totals[1][v], totals[2][v])", "totals[0][v]"),

@@ -169,6 +169,7 @@ PALETTE_INLINE void add_pairs(Rows<const BFloat16> x, int64_t rows, float* sum, 
   for (int64_t row = 0; row < rows; row += kRows) {
     for (int r = 0; r < kRows; ++r) {
       const BFloat16* from = x.data + (row + r) * x.stride;
+      prefetch_behind<kVectors * kPairLanes * sizeof(BFloat16)>(from);
       for (int v = 0; v < kVectors; ++v) {
         const __m512bh values =
             reinterpret_cast<__m512bh>(_mm512_loadu_si512(from + v * kPairLanes));
@@ -311,6 +312,9 @@ PALETTE_INLINE void apply_columns(Rows<const T> x, Rows<T> y, int64_t rows, int6
   }
   for (int64_t row = 0; row < rows; ++row) {
     V values[kVectors];
+    if constexpr (kStream) {
+      prefetch_behind<kVectors * kLanes * sizeof(T)>(x.data + row * x.stride + at);
+    }
     load_columns<T, kVectors, kPart>(x.data + row * x.stride + at, count, values);
     for (int v = 0; v < kVectors; ++v) {
       values[v] = transform<T, kSilu>(values[v], center[v], gain[v], offset[v]);

@@ -26,7 +26,7 @@ namespace palette::cpu {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-constexpr size_t kLineBytes = 64;  // of a cache
+constexpr int kLineBytes = 64;  // of a cache
 
 // Where all arguments of an op have to be: on the CPU, where x is.
 inline Device device_of(const Tensor& x) {

@@ -302,6 +302,17 @@ PALETTE_INLINE auto coefficient(const A* values, int64_t channel) {
 PALETTE_INLINE auto coefficient(float value, int64_t) { return broadcast(value); }
 PALETTE_INLINE auto coefficient(double value, int64_t) { return value; }
 
+// Asks for the memory some way behind kBytes that are read now: what a processor asks for by itself
+// ends with the page. A place behind the end of a tensor does no harm.
+template <int kBytes>
+PALETTE_INLINE void prefetch_behind(const void* from) {
+  constexpr int kAhead = 4096;
+  const uintptr_t at = reinterpret_cast<uintptr_t>(from) + kAhead;
+  for (int byte = 0; byte < kBytes; byte += kLineBytes) {
+    __builtin_prefetch(reinterpret_cast<const void*>(at + byte));
+  }
+}
+
 // A vector, or with kPart only its first `count` elements.
 template <class T, bool kPart>
 PALETTE_INLINE auto load_row(const T* from, int64_t count) {
