@@ -69,6 +69,8 @@ def direct(
             return gradient(ctx, *grads)
 
     def call(*arguments: Any) -> Any:
+        if torch.is_inference_mode_enabled():
+            return op(*arguments)
         if _C._are_functorch_transforms_active():  # torch.func has levels of autograd of its own
             return op(*arguments)
         if torch.is_grad_enabled() and _C._any_requires_grad(*arguments):
