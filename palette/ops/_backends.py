@@ -30,8 +30,7 @@ _PLAIN = (Tensor, nn.Parameter)  # no subclass, whose calls go to itself
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 # Fastest first, per device type; the first one available is the default, and any device type that
-# is not listed gets the reference. CPU: ops.json and dropout.json of
-# benchmarks/results/2026-11-20-cpu-epyc and, for adamw, ops.json of 2026-11-28-cpu-epyc, in which
+# is not listed gets the reference. CPU: benchmarks/results/2026-11-30-cpu-epyc/ops.json, in which
 # cpp is the fastest of these in every row. CUDA: not measured yet, the order is a guess.
 DEFAULTS: dict[str, dict[str, tuple[str, ...]]] = {
     "adamw": {"cpu": ("cpp", "reference"), "cuda": ("reference",)},
